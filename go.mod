@@ -1,0 +1,3 @@
+module raimon
+
+go 1.26

@@ -1,0 +1,72 @@
+// Package tunnel carries TCP connections over tcp, tls, ws or wss, in either direction.
+//
+// Nothing here closes a connection it was given: whoever accepted or dialed it does.
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"time"
+)
+
+// Conn is a stream whose two directions end one at a time.
+//
+// CloseWrite says that nothing more will be sent; the peer's Read then returns io.EOF once it has
+// everything. Read returns io.EOF only for such an end: a stream that was cut gives another error.
+// *net.TCPConn, *net.UnixConn and *tls.Conn fit as they are.
+type Conn interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// Info is what is known of an accepted connection. Layers fill it in on the way up.
+type Info struct {
+	// Client is the address of the peer that connected.
+	Client net.Addr
+	// ServerName is the name the client asked for in its ClientHello (RFC 6066, section 3);
+	// empty without TLS or without SNI.
+	ServerName string
+	// Path is the request target of the WebSocket upgrade; empty without WebSocket.
+	Path string
+	// TLS is the state after the TLS handshake; nil without TLS.
+	TLS *tls.ConnectionState
+	// Since is when the handshake that led to the tunnel began: the accept, or a later request on
+	// the same HTTP connection. The time limit for handshakes and dial counts from here.
+	Since time.Time
+}
+
+// Layer turns one connection into another, as tls.Client and tls.Server do.
+//
+// Both methods give up when ctx ends. They never close what they were given, but what they return
+// owns it: closing the result closes the connection below.
+type Layer interface {
+	Client(ctx context.Context, c Conn) (Conn, error)
+	Server(ctx context.Context, c Conn, info *Info) (Conn, error)
+}
+
+// Transport is a list of layers, the one nearest to the network first; it is itself a Layer.
+// The empty Transport is plain tcp.
+type Transport []Layer
+
+// Client applies the dialing side of every layer in order.
+func (t Transport) Client(ctx context.Context, c Conn) (Conn, error) {
+	var err error
+	for _, layer := range t {
+		if c, err = layer.Client(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// Server applies the accepting side of every layer in order.
+func (t Transport) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
+	var err error
+	for _, layer := range t {
+		if c, err = layer.Server(ctx, c, info); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
