@@ -31,9 +31,25 @@ type Info struct {
 	Path string
 	// TLS is the state after the TLS handshake; nil without TLS.
 	TLS *tls.ConnectionState
-	// Since is when the handshake that led to the tunnel began: the accept, or a later request on
-	// the same HTTP connection. The time limit for handshakes and dial counts from here.
-	Since time.Time
+
+	limit    *time.Timer     // ends handshakes and dial; nil: no limit
+	timeout  time.Duration   // what limit is set to
+	draining context.Context // ends when nothing new is to begin; nil: never
+}
+
+// startLimit gives the handshake and the dial that follows it their time, from now on. A later
+// request of an HTTP connection begins anew.
+func (i *Info) startLimit() {
+	if i.limit != nil {
+		i.limit.Reset(i.timeout)
+	}
+}
+
+// stopLimit suspends the time limit.
+func (i *Info) stopLimit() {
+	if i.limit != nil {
+		i.limit.Stop()
+	}
 }
 
 // Layer turns one connection into another, as tls.Client and tls.Server do.

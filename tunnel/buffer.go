@@ -1,0 +1,109 @@
+package tunnel
+
+import (
+	"io"
+	"sync"
+
+	"github.com/gobwas/ws"
+)
+
+const (
+	// bufferSize is how much one read of moving data may take: eight TLS records.
+	bufferSize = 128 << 10
+	// headroom stands free before the data, so that a frame header and its payload are one write.
+	headroom = 16
+	// tailroom stands free behind the data: what TLS adds to eight records (RFC 8446, section 5.2).
+	tailroom = 1 << 10
+	// probeSize is the first read of data that may turn out to be a keystroke or a flood.
+	probeSize = 16 << 10
+)
+
+// A frame header must fit before the data.
+var _ [headroom - ws.MaxHeaderSize]struct{}
+
+// buffer is a block of memory that a direction holds only while data moves through it.
+type buffer struct {
+	start, end int
+	array      [headroom + bufferSize + tailroom]byte
+}
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// newBuffer returns an empty buffer with room for a header before its data.
+func newBuffer() *buffer {
+	b := buffers.Get().(*buffer)
+	b.start, b.end = headroom, headroom
+	return b
+}
+
+// free gives b back; a nil buffer is fine.
+func (b *buffer) free() {
+	if b != nil {
+		buffers.Put(b)
+	}
+}
+
+func (b *buffer) len() int      { return b.end - b.start }
+func (b *buffer) bytes() []byte { return b.array[b.start:b.end] }
+
+// room is where up to limit bytes more may be read to.
+func (b *buffer) room(limit int) []byte {
+	return b.array[b.end:min(b.end+limit, headroom+bufferSize)]
+}
+
+// bufferReader is a Conn that waits for data without holding a buffer.
+//
+// readBuffer returns at least one byte, or an error, or both; limit bounds the bytes taken from the
+// network. Only one goroutine reads at a time.
+type bufferReader interface {
+	readBuffer(limit int) (*buffer, error)
+}
+
+// bufferWriter is a Conn that may change the bytes of b and the headroom before them.
+type bufferWriter interface {
+	writeBuffer(b *buffer) error
+}
+
+// readBuffer reads from any Conn into a pooled buffer.
+func readBuffer(c io.Reader, limit int) (*buffer, error) {
+	if r, ok := c.(bufferReader); ok {
+		return r.readBuffer(limit)
+	}
+	b := newBuffer()
+	for {
+		n, err := c.Read(b.room(limit))
+		b.end += n
+		if n == 0 && err == nil {
+			continue
+		}
+		if n == 0 {
+			b.free()
+			b = nil
+		}
+		return b, err
+	}
+}
+
+// writeBuffer writes all of b to any Conn.
+func writeBuffer(c io.Writer, b *buffer) error {
+	if w, ok := c.(bufferWriter); ok {
+		return w.writeBuffer(b)
+	}
+	_, err := c.Write(b.bytes())
+	return err
+}
+
+// writeChunks serves Write for Conns that work on buffers: p is copied, because it is not ours to
+// change. write returns how much of the buffer it has taken.
+func writeChunks(p []byte, write func(*buffer) (int, error)) (n int, err error) {
+	b := newBuffer()
+	defer b.free()
+	for len(p) > 0 && err == nil {
+		b.end = b.start + copy(b.array[b.start:headroom+bufferSize], p)
+		var m int
+		m, err = write(b)
+		n += m
+		p = p[m:]
+	}
+	return n, err
+}

@@ -1,0 +1,227 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+)
+
+// ErrTimeout ends a handshake or dial that took longer than Forwarder.Timeout.
+var ErrTimeout = errors.New("handshake and dial took too long")
+
+// errDrained cuts the tunnels that are still open when draining has lasted long enough.
+var errDrained = errors.New("shut down while the tunnel was open")
+
+// Forwarder accepts connections, dials one for each, and relays. It is the edge as well as the
+// client: only the side of the transport differs.
+type Forwarder struct {
+	// Accept is the transport spoken by those who connect to us; empty is plain tcp.
+	Accept Transport
+	// Dial opens the connection to the other side; info tells for whom.
+	Dial func(ctx context.Context, info *Info) (Conn, error)
+	// Connect is the transport spoken on the dialed connection; empty is plain tcp.
+	Connect Transport
+
+	// Timeout limits handshakes and dial together. Zero means 10 seconds; negative means no limit.
+	Timeout time.Duration
+	// Linger is how long one direction may be silent after the other has ended, where the peer gives
+	// no proof of life. Zero means 60 seconds; negative means no limit.
+	Linger time.Duration
+	// Drain is how long open tunnels may go on after Serve's context has ended.
+	// Zero means 10 seconds; negative means not at all.
+	Drain time.Duration
+	// Log takes one line for each connection: at debug level where all went well. Nil discards them.
+	Log *slog.Logger
+}
+
+// Serve forwards what l accepts until ctx ends. It then closes l, lets open tunnels go on for Drain,
+// cuts the rest, and returns nil when every goroutine that it started has ended. An error of Accept
+// never ends it: it waits a little and tries again.
+func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	cut, stop := f.drainAfter(ctx)
+	defer stop()
+	var open sync.WaitGroup
+	defer open.Wait()
+
+	pause := time.Duration(0)
+	for {
+		c, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("accept: %w", err)
+			}
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			f.log().Error("accept", "error", err, "retry_in", pause)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+			continue
+		}
+		pause = 0
+		open.Go(func() { f.handle(cut, ctx, c.(Conn)) })
+	}
+}
+
+// drainAfter returns a context that ends when Drain has passed after the end of ctx.
+func (f *Forwarder) drainAfter(ctx context.Context) (cut context.Context, stop func()) {
+	cut, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	var mu sync.Mutex
+	var timer *time.Timer
+	unhook := context.AfterFunc(ctx, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		timer = time.AfterFunc(max(0, orDefault(f.Drain, 10*time.Second)), func() { cancel(errDrained) })
+	})
+	return cut, func() {
+		unhook()
+		mu.Lock()
+		defer mu.Unlock()
+		if timer != nil {
+			timer.Stop()
+		}
+		cancel(nil)
+	}
+}
+
+// Handle forwards one connection that arrived in another way than through Serve, and closes it.
+// It returns when the tunnel has ended, or at once when ctx ends.
+func (f *Forwarder) Handle(ctx context.Context, c Conn) { f.handle(ctx, ctx, c) }
+
+// handle is the life of a connection, and leaves the one line that tells it.
+func (f *Forwarder) handle(ctx, draining context.Context, c Conn) {
+	defer c.Close()
+	begin := time.Now()
+	info := &Info{Client: c.RemoteAddr(), draining: draining}
+	sent, received, err := f.forward(ctx, c, info)
+	log := f.log().With("client", addrString(info.Client))
+	if info.ServerName != "" {
+		log = log.With("sni", info.ServerName)
+	}
+	switch {
+	case err == nil:
+		log.Debug("tunnel closed", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond))
+	case isStray(err):
+		log.Debug("no tunnel", "error", err)
+	case sent+received == 0 && hasLeft(c):
+		// Whoever probes a port is gone before there is anything to say.
+		log.Debug("no tunnel", "error", err)
+	default:
+		log.Warn("tunnel failed", "error", err, "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond))
+	}
+}
+
+// forward makes a tunnel of c. On an error both connections are reset, so that no cut looks like an
+// end of the stream.
+func (f *Forwarder) forward(ctx context.Context, c Conn, info *Info) (sent, received int64, err error) {
+	limited, cancel := f.limit(ctx, info)
+	defer cancel()
+	accepted, err := f.Accept.Server(limited, c, info)
+	if err != nil {
+		return 0, 0, strayError{err}
+	}
+	bare, err := f.Dial(limited, info)
+	if err != nil {
+		refuse(accepted)
+		return 0, 0, withCause(limited, err)
+	}
+	defer bare.Close()
+	dialed, err := f.Connect.Client(limited, bare)
+	if err != nil {
+		refuse(accepted)
+		return 0, 0, withCause(limited, err)
+	}
+	info.stopLimit()
+	if limited.Err() != nil {
+		refuse(accepted)
+		return 0, 0, context.Cause(limited)
+	}
+	sent, received, err = Relay(ctx, accepted, dialed, orDefault(f.Linger, time.Minute))
+	if err != nil {
+		reset(accepted)
+		reset(dialed)
+	}
+	return sent, received, err
+}
+
+// limit bounds handshakes and dial; the layers may start it anew through info.
+func (f *Forwarder) limit(ctx context.Context, info *Info) (context.Context, func()) {
+	limited, cancel := context.WithCancelCause(ctx)
+	timeout := orDefault(f.Timeout, 10*time.Second)
+	if timeout > 0 {
+		info.timeout = timeout
+		info.limit = time.AfterFunc(timeout, func() { cancel(ErrTimeout) })
+	}
+	return limited, func() {
+		info.stopLimit()
+		cancel(nil)
+	}
+}
+
+// refuse ends an accepted connection for which there is nobody on the other side.
+func refuse(accepted Conn) {
+	if w, ok := accepted.(*frames); ok && w.peer == peerRaimon {
+		w.hangUp(statusBadGateway)
+	}
+	reset(accepted)
+}
+
+// withCause prefers the reason for which ctx ended to what that led to.
+func withCause(ctx context.Context, err error) error {
+	if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// strayError is what comes of visitors who never asked for a tunnel: scanners, probes, browsers.
+type strayError struct{ error }
+
+func (e strayError) Unwrap() error { return e.error }
+
+func isStray(err error) bool {
+	var s strayError
+	return errors.As(err, &s)
+}
+
+// hasLeft tells whether the peer has closed its side of c without having sent anything more.
+func hasLeft(c Conn) bool {
+	c.SetReadDeadline(time.Now().Add(time.Millisecond))
+	n, err := c.Read(make([]byte, 1))
+	return n == 0 && (err == io.EOF || errors.Is(err, net.ErrClosed) || isReset(err))
+}
+
+func (f *Forwarder) log() *slog.Logger {
+	if f.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return f.Log
+}
+
+// orDefault is d, or def where d is zero.
+func orDefault(d, def time.Duration) time.Duration {
+	if d == 0 {
+		return def
+	}
+	return d
+}
+
+// addrString is the address for a log line; Unix sockets of clients have none.
+func addrString(a net.Addr) string {
+	if a == nil || a.String() == "" {
+		return "unix"
+	}
+	return a.String()
+}

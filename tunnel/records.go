@@ -1,0 +1,177 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"io"
+	"sync"
+	"time"
+)
+
+const recordHeader = 5 // type, version, length (RFC 8446, section 5.1)
+
+// records lies between crypto/tls and the network.
+//
+// Downwards it gathers the records of one Write into one write(2). Upwards it takes much at once but
+// hands out one record at a time: after a short Read nothing is left inside crypto/tls, so that
+// waiting can be done here, without the reader's buffer. An end of the stream below that no
+// close_notify announced is an error here, which crypto/tls alone would call io.EOF.
+type records struct {
+	Conn
+
+	// The reading side; one goroutine reads at a time.
+	in     *buffer
+	header [recordHeader]byte
+	have   int   // bytes of header that are known
+	left   int   // bytes of the current record's body not handed out
+	quick  bool  // do not wait for the network: errWouldBlock
+	inErr  error // came with the bytes in in
+
+	// The writing side.
+	mu       sync.Mutex
+	out      *buffer
+	flushing sync.Mutex
+	gather   bool // after the handshake: keep records until flush
+}
+
+// wouldBlock is a temporary net.Error: crypto/tls does not remember it.
+type wouldBlock struct{}
+
+func (wouldBlock) Error() string   { return "no record at hand" }
+func (wouldBlock) Timeout() bool   { return true }
+func (wouldBlock) Temporary() bool { return true }
+
+func (r *records) below() Conn { return r.Conn }
+
+// fill waits for bytes from the network unless there are some.
+func (r *records) fill(limit int) error {
+	if r.in != nil {
+		return nil
+	}
+	if r.inErr == nil {
+		r.in, r.inErr = readBuffer(r.Conn, limit)
+	}
+	if r.in != nil {
+		return nil
+	}
+	err := r.inErr
+	if err == io.EOF {
+		err = errCut
+	} else {
+		r.inErr = nil // a deadline may be lifted
+	}
+	return err
+}
+
+// Read hands out bytes of one record, its header apart from its body.
+func (r *records) Read(p []byte) (int, error) {
+	if r.in == nil {
+		if r.quick {
+			return 0, wouldBlock{}
+		}
+		if err := r.fill(bufferSize); err != nil {
+			return 0, err
+		}
+	}
+	var n int
+	if r.left == 0 {
+		n = copy(p, r.in.bytes()[:min(recordHeader-r.have, r.in.len())])
+		r.have += copy(r.header[r.have:], p[:n])
+		if r.have == recordHeader {
+			r.left = int(binary.BigEndian.Uint16(r.header[3:]))
+			r.have = 0
+		}
+	} else {
+		n = copy(p, r.in.bytes()[:min(r.left, r.in.len())])
+		r.left -= n
+	}
+	r.in.start += n
+	if r.in.len() == 0 {
+		r.in.free()
+		r.in = nil
+	}
+	return n, nil
+}
+
+// Write takes records from crypto/tls: during the handshake they go out at once, later with flush.
+func (r *records) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	if !r.gather {
+		r.mu.Unlock()
+		return r.Conn.Write(p)
+	}
+	defer r.mu.Unlock()
+	if r.out == nil {
+		r.out = newBuffer()
+	}
+	n := copy(r.out.array[r.out.end:], p)
+	r.out.end += n
+	if n < len(p) {
+		return n, io.ErrShortBuffer
+	}
+	return n, nil
+}
+
+// unflushed says whether bytes from before wait for the network.
+func (r *records) unflushed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out != nil
+}
+
+// flush sends what was gathered in one write. What a deadline leaves behind goes out with the next.
+func (r *records) flush() error {
+	r.flushing.Lock()
+	defer r.flushing.Unlock()
+	r.mu.Lock()
+	out := r.out
+	r.out = nil
+	r.mu.Unlock()
+	if out == nil {
+		return nil
+	}
+	n, err := r.Conn.Write(out.bytes())
+	out.start += n
+	if out.len() == 0 {
+		out.free()
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.out != nil { // crypto/tls answered the peer meanwhile
+		out.end += copy(out.array[out.end:], r.out.bytes())
+		r.out.free()
+	}
+	r.out = out
+	return err
+}
+
+// Close is called by crypto/tls when a handshake's context ends. The connection is not ours to close
+// before the handshake is done: waking it is enough.
+func (r *records) Close() error {
+	r.mu.Lock()
+	established := r.gather
+	r.mu.Unlock()
+	if !established {
+		return r.Conn.SetDeadline(past)
+	}
+	return r.Conn.Close()
+}
+
+// SetWriteDeadline is called by crypto/tls around its close_notify, to make later writes fail. They
+// are gathered here and must not: the deadlines of an established connection are tlsConn's business.
+func (r *records) SetWriteDeadline(t time.Time) error {
+	r.mu.Lock()
+	established := r.gather
+	r.mu.Unlock()
+	if established {
+		return nil
+	}
+	return r.Conn.SetWriteDeadline(t)
+}
+
+// establish begins gathering, once the handshake is done.
+func (r *records) establish() {
+	r.mu.Lock()
+	r.gather = true
+	r.mu.Unlock()
+}

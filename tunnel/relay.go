@@ -1,0 +1,286 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// lastWords is how long an end that takes no more data may go on sending what it has left.
+const lastWords = 5 * time.Second
+
+// ErrLinger ends a tunnel of which one direction had ended and the other stayed silent for too long.
+var ErrLinger = errors.New("half-closed and silent for too long")
+
+// errCut is what Read gives instead of io.EOF when a stream stops without its sign of the end.
+var errCut = fmt.Errorf("stream was cut: %w", io.ErrUnexpectedEOF)
+
+// past is a deadline that has expired.
+var past = time.Unix(1, 0)
+
+// keeper is a Conn with a life of its own while it is relayed: WebSocket sends Pings.
+type keeper interface {
+	// keepAlive starts that life; stop ends it and waits for it.
+	keepAlive() (stop func())
+	// heard is when the peer last proved that it is there although it had nothing to say.
+	heard() time.Time
+}
+
+// lingerer is a Conn that has to be read beyond the end of its stream.
+type lingerer interface {
+	// linger returns nil when the peer has said its last word, if ours was said too.
+	linger() error
+	// farewell says our last word, once both directions have ended.
+	farewell() error
+}
+
+// Relay copies both ways between a and b until both directions have ended, each on its own, and
+// returns how many bytes went from a to b and from b to a.
+//
+// An end of stream is passed on with CloseWrite. A stream that was cut ends the other direction
+// too, and Relay returns an error; the caller then resets both connections, so that no cut looks
+// like an end. When ctx ends the tunnel is cut with the cause of ctx.
+//
+// Linger is how long one direction may be silent after the other has ended; 0 or less means no
+// limit. Relay closes nothing. After it has returned without an error nothing is left in the
+// kernel's send buffers, so that Close loses nothing.
+func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received int64, err error) {
+	r := relay{linger: linger}
+	a, r.forth.pending = detach(a)
+	b, r.back.pending = detach(b)
+	r.a, r.b = asSocket(a), asSocket(b)
+	r.forth.src, r.forth.dst = r.a, r.b
+	r.back.src, r.back.dst = r.b, r.a
+	for _, c := range []Conn{r.a, r.b} {
+		if k, ok := c.(keeper); ok {
+			defer k.keepAlive()()
+		}
+	}
+	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
+
+	back := make(chan struct{})
+	go func() {
+		defer close(back)
+		r.run(&r.back)
+	}()
+	r.run(&r.forth)
+	<-back
+	r.settle(ctx)
+	return r.forth.moved.Load(), r.back.moved.Load(), r.err
+}
+
+type relay struct {
+	a, b        Conn
+	forth, back direction
+	linger      time.Duration
+
+	mu      sync.Mutex
+	ended   int // directions that have ended by themselves
+	err     error
+	refused bool // err comes from an end that takes no more
+	watch   *time.Timer
+}
+
+// run carries one direction and passes its end on.
+func (r *relay) run(d *direction) {
+	err := d.copy()
+	if err == nil {
+		if err = d.dst.CloseWrite(); err != nil {
+			err = writeError{err}
+		}
+	}
+	if err != nil {
+		r.failed(d, err)
+		return
+	}
+	r.finished()
+	if l, ok := d.src.(lingerer); ok {
+		if err := l.linger(); err != nil {
+			r.failed(d, err)
+		}
+	}
+}
+
+// finished counts a direction that has ended. The first starts the watch over the other, the second
+// lets both ends say their last word.
+func (r *relay) finished() {
+	r.mu.Lock()
+	r.ended++
+	both := r.ended == 2
+	if !both && r.linger > 0 && r.err == nil {
+		r.touch()
+		r.watch = time.AfterFunc(r.linger, r.look)
+	}
+	r.mu.Unlock()
+	if !both {
+		return
+	}
+	r.touch()
+	for _, c := range []Conn{r.a, r.b} {
+		if l, ok := c.(lingerer); ok {
+			if err := l.farewell(); err != nil {
+				r.abort(err)
+			}
+		}
+	}
+}
+
+func (r *relay) touch() {
+	r.forth.touch()
+	r.back.touch()
+}
+
+// look cuts a half-closed tunnel that has been silent for too long.
+func (r *relay) look() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil || r.watch == nil {
+		return
+	}
+	if left := r.linger - time.Since(r.lastSign()); left > 0 {
+		r.watch.Reset(left)
+		return
+	}
+	r.cut(ErrLinger)
+}
+
+// lastSign is when data last moved or a peer last proved that it is there.
+func (r *relay) lastSign() time.Time {
+	last := time.Unix(0, max(r.forth.last.Load(), r.back.last.Load()))
+	for _, c := range []Conn{r.a, r.b} {
+		if k, ok := c.(keeper); ok && k.heard().After(last) {
+			last = k.heard()
+		}
+	}
+	return last
+}
+
+// failed ends the tunnel because of d. Where d's receiver takes no more, what it still has to say
+// is carried first: a server that answers and hangs up in the middle of an upload is heard.
+func (r *relay) failed(d *direction, err error) {
+	var w writeError
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err == nil && errors.As(err, &w) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		r.err, r.refused = w.error, true
+		if r.ended == 0 {
+			d.dst.SetReadDeadline(time.Now().Add(lastWords))
+			return
+		}
+	}
+	r.cut(err)
+}
+
+func (r *relay) abort(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cut(err)
+}
+
+// cut wakes everything that waits on either end. The first reason is the one that counts; once both
+// directions have ended everything has arrived, and an unanswered farewell matters to nobody.
+func (r *relay) cut(err error) {
+	if r.err == nil && r.ended < 2 {
+		r.err = err
+	}
+	r.a.SetDeadline(past)
+	r.b.SetDeadline(past)
+}
+
+// settle waits until the peers' kernels have everything, as long as they go on taking it: after
+// Close the system would give up on a slow reader within minutes, and a reset would drop the rest.
+func (r *relay) settle(ctx context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.watch != nil {
+		r.watch.Stop()
+		r.watch = nil
+	}
+	switch {
+	case r.err == nil:
+		awaitSent(ctx, r.linger, r.a, r.b)
+	case r.refused && r.ended > 0:
+		awaitSent(ctx, lastWords, r.a, r.b)
+	}
+}
+
+// direction is one half of a tunnel.
+type direction struct {
+	src, dst Conn
+	pending  []byte       // read ahead of src
+	moved    atomic.Int64 // bytes
+	last     atomic.Int64 // when bytes last moved, in Unix nanoseconds
+	bulk     bool         // the last read brought as much as it could
+}
+
+// writeError marks an error of the receiving end.
+type writeError struct{ error }
+
+func (e writeError) Unwrap() error { return e.error }
+
+// copy moves bytes until src ends. What comes in floods is left to the kernel where that is
+// possible; the rest goes through a buffer that is held only while bytes are in it.
+func (d *direction) copy() error {
+	if len(d.pending) > 0 {
+		if _, err := d.dst.Write(d.pending); err != nil {
+			return writeError{err}
+		}
+		d.count(len(d.pending))
+		d.pending = nil
+	}
+	for {
+		if d.bulk {
+			n, err := d.splice()
+			if n > 0 {
+				d.count(n)
+				d.bulk = n >= probeSize/4
+			}
+			if err == io.EOF {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if n > 0 {
+				continue
+			}
+		}
+		if err := d.copyBuffer(); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// copyBuffer moves what one read brings.
+func (d *direction) copyBuffer() error {
+	limit := bufferSize
+	if !d.bulk {
+		limit = probeSize
+	}
+	b, err := readBuffer(d.src, limit)
+	if b != nil {
+		n := b.len()
+		d.bulk = n >= limit/2
+		werr := writeBuffer(d.dst, b)
+		b.free()
+		if werr != nil {
+			return writeError{werr}
+		}
+		d.count(n)
+	}
+	return err
+}
+
+func (d *direction) count(n int) {
+	d.moved.Add(int64(n))
+	d.touch()
+}
+
+func (d *direction) touch() { d.last.Store(time.Now().UnixNano()) }

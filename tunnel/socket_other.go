@@ -1,0 +1,10 @@
+//go:build !unix
+
+package tunnel
+
+// Elsewhere a buffer is held while waiting for data.
+type socketReader struct{}
+
+func (s *socket) bind() {}
+
+func (s *socket) readBuffer(limit int) (*buffer, error) { return readBuffer(s.Conn, limit) }

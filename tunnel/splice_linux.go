@@ -1,0 +1,325 @@
+package tunnel
+
+import (
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// pipeSize is asked of every pipe: users other than root may own 64 MiB of them (pipe(7)).
+	pipeSize = 256 << 10
+	// smallestPipe is what a pipe must hold to be worth more than a copy. Past their share users get 8 KiB.
+	smallestPipe = 64 << 10
+	// maxPipes bounds the pipes of this process; beyond it bytes are copied.
+	maxPipes = 128
+	// pipeIdle is how long an unused pipe is kept.
+	pipeIdle = 2 * time.Second
+)
+
+// pipe is a kernel buffer between two sockets.
+type pipe struct {
+	r, w int
+	n    int // bytes inside
+	size int
+}
+
+// pipePool lends pipes to directions while they move data.
+type pipePool struct {
+	mu   sync.Mutex
+	idle []*pipe
+	open int
+	trim *time.Timer
+}
+
+var pipes pipePool
+
+// get returns an empty pipe, or nil when none is to be had: the caller copies then.
+func (pp *pipePool) get() *pipe {
+	pp.mu.Lock()
+	defer pp.mu.Unlock()
+	if n := len(pp.idle); n > 0 {
+		p := pp.idle[n-1]
+		pp.idle = pp.idle[:n-1]
+		return p
+	}
+	if pp.open >= maxPipes {
+		return nil
+	}
+	p := openPipe()
+	if p != nil {
+		pp.open++
+	}
+	return p
+}
+
+func openPipe() *pipe {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil
+	}
+	p := &pipe{r: fds[0], w: fds[1]}
+	size, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, pipeSize)
+	if err != nil {
+		size, err = unix.FcntlInt(uintptr(p.w), unix.F_GETPIPE_SZ, 0)
+	}
+	if err != nil || size < smallestPipe {
+		p.close()
+		return nil
+	}
+	p.size = size
+	return p
+}
+
+func (p *pipe) close() {
+	unix.Close(p.r)
+	unix.Close(p.w)
+}
+
+// put takes p back. A pipe that still holds bytes of a broken stream is closed.
+func (pp *pipePool) put(p *pipe) {
+	if p == nil {
+		return
+	}
+	pp.mu.Lock()
+	defer pp.mu.Unlock()
+	if p.n != 0 {
+		pp.open--
+		p.close()
+		return
+	}
+	pp.idle = append(pp.idle, p)
+	if pp.trim == nil {
+		pp.trim = time.AfterFunc(pipeIdle, pp.closeIdle)
+	} else {
+		pp.trim.Reset(pipeIdle)
+	}
+}
+
+// closeIdle closes every pipe that nobody uses.
+func (pp *pipePool) closeIdle() {
+	pp.mu.Lock()
+	defer pp.mu.Unlock()
+	for _, p := range pp.idle {
+		p.close()
+	}
+	pp.open -= len(pp.idle)
+	pp.idle = nil
+}
+
+// spliceReader holds one move from a socket into a pipe.
+type spliceReader struct {
+	try func(fd uintptr) bool
+	max int
+	p   *pipe
+	err error
+}
+
+// socketWriter holds one move of a frame header and a pipe's bytes into a socket.
+type socketWriter struct {
+	try  func(fd uintptr) bool
+	head []byte
+	p    *pipe
+	err  error
+}
+
+func (s *socket) bindSplice() {
+	s.reader.splice.try = s.tryFill
+	s.writer.try = s.tryDrain
+}
+
+// spliceSource is a Conn whose next bytes can be moved without looking at them.
+type spliceSource interface {
+	// spliceable says how many bytes lie ahead that need no look; 0 asks for a read.
+	spliceable() int
+	// fill waits for data and moves up to max bytes of it into a borrowed pipe, which the caller
+	// gives back. A nil pipe without an error says that no pipe is to be had.
+	fill(max int) (*pipe, error)
+}
+
+// spliceSink is a Conn that can send what is in a pipe.
+type spliceSink interface {
+	// drainable says whether payload goes out as it is.
+	drainable() bool
+	// drain sends all that p holds.
+	drain(p *pipe) error
+}
+
+func (s *socket) spliceable() int { return pipeSize }
+func (s *socket) drainable() bool { return true }
+
+func (s *socket) fill(max int) (*pipe, error) {
+	r := &s.reader.splice
+	r.max, r.p, r.err = max, nil, nil
+	if err := s.raw.Read(r.try); err != nil {
+		return nil, err
+	}
+	p := r.p
+	r.p = nil
+	return p, r.err
+}
+
+// tryFill borrows a pipe only for the attempt, so that waiting holds none.
+func (s *socket) tryFill(fd uintptr) bool {
+	r := &s.reader.splice
+	p := pipes.get()
+	if p == nil {
+		return true
+	}
+	n, err := retryEINTR(func() (int, error) {
+		n, err := unix.Splice(int(fd), nil, p.w, nil, min(r.max, p.size), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		return int(n), err
+	})
+	if n > 0 {
+		p.n = n
+		r.p = p
+		return true
+	}
+	pipes.put(p)
+	switch err {
+	case nil:
+		r.err = io.EOF
+	case unix.EAGAIN:
+		return false
+	default:
+		r.err = os.NewSyscallError("splice", err)
+	}
+	return true
+}
+
+func (s *socket) drain(p *pipe) error { return s.drainAfter(nil, p) }
+
+// drainAfter sends head and all that p holds, in one segment where they fit.
+func (s *socket) drainAfter(head []byte, p *pipe) error {
+	w := &s.writer
+	w.head, w.p, w.err = head, p, nil
+	err := s.raw.Write(w.try)
+	if err == nil {
+		err = w.err
+	}
+	w.head, w.p = nil, nil
+	return err
+}
+
+func (s *socket) tryDrain(fd uintptr) bool {
+	w := &s.writer
+	for len(w.head) > 0 {
+		n, err := retryEINTR(func() (int, error) {
+			return unix.SendmsgN(int(fd), w.head, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+		})
+		if err == unix.EAGAIN {
+			return false
+		}
+		if err != nil {
+			w.err = os.NewSyscallError("sendmsg", err)
+			return true
+		}
+		w.head = w.head[n:]
+	}
+	for w.p.n > 0 {
+		n, err := retryEINTR(func() (int, error) {
+			n, err := unix.Splice(w.p.r, nil, int(fd), nil, w.p.n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			return int(n), err
+		})
+		if err == unix.EAGAIN {
+			return false
+		}
+		if err == nil && n == 0 {
+			err = unix.EPIPE
+		}
+		if err != nil {
+			w.err = os.NewSyscallError("splice", err)
+			return true
+		}
+		w.p.n -= n
+	}
+	return true
+}
+
+// spliceable is what is left of an unmasked data frame that begins a stretch worth the calls.
+func (f *frames) spliceable() int {
+	f.reading.Lock()
+	defer f.reading.Unlock()
+	_, bare := f.Conn.(*socket)
+	unmasked := !f.header.Masked || f.header.Mask == [4]byte{}
+	if !bare || !unmasked || f.readErr != nil || len(f.pending) > 0 || f.header.OpCode.IsControl() {
+		return 0
+	}
+	return int(min(f.left, pipeSize))
+}
+
+// fill moves payload of the frame that is being read.
+func (f *frames) fill(max int) (*pipe, error) {
+	f.reading.Lock()
+	defer f.reading.Unlock()
+	f.waits()
+	p, err := f.Conn.(*socket).fill(max)
+	if p == nil {
+		f.came(0)
+		if err != nil {
+			err = f.broke(err)
+		}
+		return nil, err
+	}
+	f.came(p.n)
+	f.left -= int64(p.n)
+	if f.left == 0 {
+		f.frameDone()
+	}
+	return p, nil
+}
+
+// drainable says whether payload leaves as it is: from an edge, or with the mask key 0.
+func (f *frames) drainable() bool {
+	_, bare := f.Conn.(*socket)
+	return bare && (!f.client || f.mask == MaskSkip)
+}
+
+// drain sends what p holds as one frame.
+func (f *frames) drain(p *pipe) error {
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	if err := f.writable(); err != nil {
+		return err
+	}
+	if f.owed > 0 || len(f.unsent) > 0 {
+		return os.ErrDeadlineExceeded // only a Write of the same caller can complete that frame
+	}
+	h := f.nextHeader(ws.OpBinary, p.n)
+	head := f.drainHead[:ws.HeaderSize(h)]
+	f.putHeader(head, h)
+	err := f.Conn.(*socket).drainAfter(head, p)
+	f.wrote()
+	return err
+}
+
+// splice moves the next bytes inside the kernel where both ends allow it. It returns 0 without an
+// error where they have to be read instead.
+func (d *direction) splice() (moved int, err error) {
+	src, ok := d.src.(spliceSource)
+	if !ok {
+		return 0, nil
+	}
+	dst, ok := d.dst.(spliceSink)
+	if !ok || !dst.drainable() {
+		return 0, nil
+	}
+	max := src.spliceable()
+	if max < probeSize {
+		return 0, nil
+	}
+	p, err := src.fill(max)
+	if p == nil {
+		return 0, err
+	}
+	defer pipes.put(p)
+	n := p.n
+	if err := dst.drain(p); err != nil {
+		return n - p.n, writeError{err}
+	}
+	return n, nil
+}

@@ -1,0 +1,344 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/sha1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gobwas/ws"
+)
+
+const (
+	// featureHeader carries what two raimons agree on beyond RFC 6455; docs/protocol.md describes it.
+	featureHeader = "Raimon"
+	// featureEnd offers and accepts the empty text message as the end of one direction.
+	featureEnd = "end"
+
+	// maxHead bounds what an HTTP head may bring.
+	maxHead = 64 << 10
+	// siteIdle is how long a visitor's connection is kept between requests.
+	siteIdle = time.Minute
+)
+
+// ErrNoTunnel says that an HTTP connection ended without having become a tunnel.
+var ErrNoTunnel = errors.New("http connection ended without a tunnel")
+
+// UpgradeError says that the peer answered HTTP, but not with an upgrade.
+type UpgradeError struct {
+	Status int // of the answer
+}
+
+func (e *UpgradeError) Error() string {
+	return fmt.Sprintf("websocket handshake: the peer answered %d %s instead of an upgrade", e.Status, http.StatusText(e.Status))
+}
+
+// WebSocket is the layer that speaks RFC 6455: an HTTP/1.1 upgrade, then binary messages.
+type WebSocket struct {
+	// Host is the Host header that the client sends. An edge takes no other; empty there: it takes all.
+	Host string
+	// Path is the request target, with a query if it has one, to the letter.
+	Path string
+	// Mask is how the client masks.
+	Mask Mask
+	// Ping is the silence after which a Ping is sent. Zero means 30 seconds; negative means never.
+	Ping time.Duration
+	// Site answers whatever does not ask for the tunnel. Nil answers 404.
+	Site http.Handler
+}
+
+func (w *WebSocket) pingInterval() time.Duration {
+	if w.Ping == 0 {
+		return 30 * time.Second
+	}
+	return w.Ping
+}
+
+// Client asks the peer for an upgrade. Nothing is sent before its answer has come.
+func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
+	c = asSocket(c)
+	wake := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
+	defer wake()
+	head := &headReader{Conn: c}
+	peer := peerUnknown
+	dialer := ws.Dialer{
+		Host:   w.Host,
+		Header: ws.HandshakeHeaderString(featureHeader + ": " + featureEnd + "\r\n"),
+		OnHeader: func(key, value []byte) error {
+			if string(key) == featureHeader && hasToken([]string{string(value)}, featureEnd) {
+				peer = peerRaimon
+			}
+			return nil
+		},
+	}
+	pending, _, err := dialer.Upgrade(head, requestURL(w.Path))
+	if !wake() {
+		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		return nil, head.explain(err)
+	}
+	var rest []byte
+	if pending != nil {
+		rest = make([]byte, pending.Buffered())
+		io.ReadFull(pending, rest)
+		ws.PutReader(pending)
+	}
+	if peer == peerUnknown && head.isKaminari() {
+		peer = peerHalfCloses
+	}
+	return newFrames(c, true, w, peer, rest), nil
+}
+
+// requestURL makes target come out on the request line to the letter.
+func requestURL(target string) *url.URL {
+	path, query, found := strings.Cut(target, "?")
+	u := &url.URL{Scheme: "ws", Opaque: path, RawQuery: query, ForceQuery: found && query == ""}
+	if strings.HasPrefix(path, "//") { // would be taken for an authority
+		u.Opaque, u.Path, u.RawPath = "", path, path
+	}
+	return u
+}
+
+// headReader bounds and remembers the beginning of an HTTP answer.
+type headReader struct {
+	Conn
+	first []byte
+	n     int
+}
+
+// kaminariHead is how lightws, which kaminari is made of, begins its answer.
+const kaminariHead = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: "
+
+func (h *headReader) Read(p []byte) (int, error) {
+	if h.n > maxHead {
+		return 0, errors.New("the answer's head is longer than 64 KiB")
+	}
+	n, err := h.Conn.Read(p)
+	if len(h.first) < len(kaminariHead) {
+		h.first = append(h.first, p[:min(n, len(kaminariHead)-len(h.first))]...)
+	}
+	h.n += n
+	return n, err
+}
+
+func (h *headReader) isKaminari() bool { return string(h.first) == kaminariHead }
+
+// explain says in the user's words why an upgrade failed.
+func (h *headReader) explain(err error) error {
+	var status ws.StatusError
+	switch {
+	case errors.As(err, &status):
+		return &UpgradeError{Status: int(status)}
+	case errors.Is(err, io.EOF) && h.n == 0:
+		return fmt.Errorf("websocket handshake: the peer closed the connection without an answer: %w", io.ErrUnexpectedEOF)
+	case h.n > 0 && !strings.HasPrefix(string(h.first), "HTTP/"):
+		return errors.New("websocket handshake: the peer does not answer in HTTP (one side with tls, the other without?)")
+	}
+	return fmt.Errorf("websocket handshake: %w", err)
+}
+
+// Server serves HTTP on c until a request asks for the tunnel. Every other request is answered as by
+// any web server; if none asks for the tunnel, the error is ErrNoTunnel.
+func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
+	visit := &visit{layer: w, info: info, ended: make(chan struct{})}
+	visit.conn = &borrowed{Conn: c}
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
+	server := &http.Server{
+		Handler:           visit,
+		ReadHeaderTimeout: siteIdle, // the limit on info ends it sooner
+		IdleTimeout:       siteIdle,
+		MaxHeaderBytes:    maxHead,
+		Protocols:         &protocols,
+		ErrorLog:          log.New(io.Discard, "", 0),
+		ConnState:         visit.state,
+	}
+	defer context.AfterFunc(ctx, func() { server.Close() })()
+	if info.draining != nil {
+		defer context.AfterFunc(info.draining, func() { server.SetKeepAlivesEnabled(false) })()
+	}
+	server.Serve(&visitListener{conn: visit.conn}) // returns at once; the connection has its goroutine
+	<-visit.ended
+
+	if visit.tunnel == nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
+		}
+		c.CloseWrite() // over TLS an answer without a close_notify looks cut off
+		return nil, ErrNoTunnel
+	}
+	wake := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
+	_, err := io.WriteString(c, visit.tunnel.answer)
+	if !wake() {
+		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("websocket handshake: %w", err)
+	}
+	info.Path = w.Path
+	return newFrames(c, false, w, visit.tunnel.peer, visit.tunnel.pending), nil
+}
+
+// visit is one connection while it belongs to net/http.
+type visit struct {
+	layer  *WebSocket
+	info   *Info
+	conn   *borrowed
+	tunnel *upgrade
+	once   sync.Once
+	ended  chan struct{} // closed when net/http is done with the connection
+}
+
+// upgrade is what a request for the tunnel leaves behind.
+type upgrade struct {
+	answer  string
+	peer    peerKind
+	pending []byte
+}
+
+// state keeps the time limit: it runs while a visitor sends a request, not between requests.
+func (v *visit) state(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateActive:
+		v.info.startLimit()
+	case http.StateIdle:
+		v.info.stopLimit()
+	case http.StateClosed:
+		v.once.Do(func() { close(v.ended) })
+	}
+}
+
+func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !v.layer.wants(r) {
+		v.info.stopLimit()
+		if v.layer.Site != nil {
+			v.layer.Site.ServeHTTP(w, r)
+		} else {
+			http.NotFound(w, r)
+		}
+		return
+	}
+	up := &upgrade{peer: kindOf(r)}
+	up.answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
+	if up.peer == peerRaimon {
+		up.answer += featureHeader + ": " + featureEnd + "\r\n"
+	}
+	up.answer += "\r\n"
+	_, rw, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		return
+	}
+	// What came together with the request belongs to the stream.
+	up.pending = make([]byte, rw.Reader.Buffered())
+	io.ReadFull(rw.Reader, up.pending)
+	v.tunnel = up
+	v.once.Do(func() { close(v.ended) })
+}
+
+// wants tells whether r asks for this tunnel: RFC 6455, section 4.2.1, our host and our path.
+func (w *WebSocket) wants(r *http.Request) bool {
+	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key"))
+	return r.Method == http.MethodGet && r.ProtoMajor == 1 && r.ProtoMinor >= 1 &&
+		r.RequestURI == w.Path && w.isHost(r.Host) &&
+		r.ContentLength == 0 && len(r.TransferEncoding) == 0 &&
+		hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket") &&
+		r.Header.Get("Sec-WebSocket-Version") == "13" &&
+		len(r.Header["Sec-Websocket-Key"]) == 1 && err == nil && len(key) == 16
+}
+
+// isHost compares host with ours, and without its port where ours has none.
+func (w *WebSocket) isHost(host string) bool {
+	if w.Host == "" || strings.EqualFold(host, w.Host) {
+		return true
+	}
+	bare := (&url.URL{Host: host}).Hostname()
+	return !strings.Contains(w.Host, ":") && strings.EqualFold(bare, w.Host)
+}
+
+// kindOf tells by its request how the peer says and takes an end.
+func kindOf(r *http.Request) peerKind {
+	switch {
+	case hasToken(r.Header[featureHeader], featureEnd):
+		return peerRaimon
+	case len(r.Header) == 4 && r.Header.Get("Connection") == "upgrade":
+		return peerHalfCloses // the four that must be there, in kaminari's spelling
+	}
+	return peerUnknown
+}
+
+// hasToken tells whether a comma-separated header field holds token, in any case.
+func hasToken(fields []string, token string) bool {
+	for _, field := range fields {
+		for t := range strings.SplitSeq(field, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// acceptKey answers a Sec-WebSocket-Key (RFC 6455, section 4.2.2).
+func acceptKey(key string) string {
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// visitListener hands net/http its one connection.
+type visitListener struct{ conn *borrowed }
+
+func (l *visitListener) Accept() (net.Conn, error) {
+	if l.conn == nil {
+		return nil, io.EOF
+	}
+	c := l.conn
+	l.conn = nil
+	return c, nil
+}
+
+func (l *visitListener) Close() error   { return nil }
+func (l *visitListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// borrowed is a connection that net/http may use but not close. It hides TLS, so that net/http
+// looks at the first bytes to tell HTTP/2 from HTTP/1.1.
+type borrowed struct {
+	Conn
+	mu     sync.Mutex
+	closed bool
+}
+
+// Close wakes whoever waits on the connection, for good.
+func (b *borrowed) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return net.ErrClosed
+	}
+	b.closed = true
+	return b.Conn.SetDeadline(past)
+}
+
+func (b *borrowed) deadline(set func(time.Time) error, t time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return net.ErrClosed
+	}
+	return set(t)
+}
+
+func (b *borrowed) SetDeadline(t time.Time) error      { return b.deadline(b.Conn.SetDeadline, t) }
+func (b *borrowed) SetReadDeadline(t time.Time) error  { return b.deadline(b.Conn.SetReadDeadline, t) }
+func (b *borrowed) SetWriteDeadline(t time.Time) error { return b.deadline(b.Conn.SetWriteDeadline, t) }
