@@ -1,0 +1,82 @@
+package options
+
+import "strings"
+
+// pair is one option. A switch has an empty value, as has "key=".
+type pair struct {
+	key, value string
+}
+
+// split takes an option string apart. Its error is an *Error.
+func split(s string) ([]pair, error) {
+	var pairs []pair
+	var key string
+	var text []byte
+	hasKey := false
+	for i := 0; i <= len(s); i++ {
+		switch {
+		case i == len(s) || s[i] == ';':
+			p := pair{key: strings.TrimSpace(string(text))}
+			if hasKey {
+				p = pair{key, p.key}
+			}
+			if p.key == "" && hasKey {
+				return nil, &Error{"", `nothing stands before "="`, `write key=value, and \; for a ";" inside a value`}
+			}
+			if p.key != "" {
+				pairs = append(pairs, p)
+			}
+			key, text, hasKey = "", nil, false
+		case s[i] == '=' && !hasKey:
+			key, text, hasKey = strings.TrimSpace(string(text)), nil, true
+		case s[i] == '\\' && i+1 == len(s):
+			return nil, &Error{"", "a lone backslash ends it", `write \\ for a backslash`}
+		case s[i] == '\\' && strings.IndexByte(`;=\`, s[i+1]) >= 0:
+			i++
+			text = append(text, s[i])
+		default:
+			text = append(text, s[i])
+		}
+	}
+	return pairs, nil
+}
+
+// nearest returns the key of side's options that someone who typed key most likely meant, empty if there is none.
+func nearest(side Side, key string) string {
+	best := ""
+	limit := max(1, len(key)/3)
+	for _, row := range table {
+		if row.sides&only(side) == 0 || len(row.key)-len(key) > limit || len(key)-len(row.key) > limit {
+			continue
+		}
+		if d := distance(strings.ToLower(key), strings.ToLower(row.key)); d <= limit {
+			best, limit = row.key, d-1
+		}
+	}
+	return best
+}
+
+// distance is the Levenshtein distance of a and b in bytes, where two neighbours that changed places count once.
+func distance(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			change := d[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				change++
+			}
+			d[i][j] = min(change, d[i-1][j]+1, d[i][j-1]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
+}

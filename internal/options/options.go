@@ -1,0 +1,311 @@
+// Package options reads the option string of raimons and raimonc, such as "ws;host=example.com;path=/ws;tls".
+//
+// Print Options.Warnings: an option that is ignored is a warning, never an error, so that a plugin keeps running.
+package options
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+)
+
+// Side says for which of the two binaries an option string is meant.
+type Side int
+
+const (
+	Client Side = iota
+	Server
+)
+
+// String returns the name of the side's binary.
+func (s Side) String() string {
+	if s == Server {
+		return "raimons"
+	}
+	return "raimonc"
+}
+
+// Off is the Linger and the Ping of an option string that says "off" or "0".
+const Off time.Duration = -1
+
+// Options is what an option string says, checked for one side. Fields of the other side are zero.
+// Files are named here, not opened.
+type Options struct {
+	WS         bool
+	Host, Path string // not empty where WS is true; free of blanks and control characters; Path may carry a query
+	Mask       string // client: "skip", "fixed" or "standard"
+
+	TLS                   bool
+	SNI                   string   // client: not empty where TLS is true, never with a port
+	ALPN                  []string // client: each 1 to 255 bytes
+	Insecure              bool     // client: no verification; never together with Pins, CA or CAPEM
+	CA                    string   // client: PEM file of the roots to trust instead of the system's
+	CAPEM                 []byte   // client: a root to trust besides CA or the system's, from certRaw
+	Pins                  [][]byte // client: SHA-256 of each SubjectPublicKeyInfo that is accepted, 32 bytes each
+	ZeroRTT               bool
+	ClientCert, ClientKey string // client: PEM files, both or neither
+
+	// On a server with TLS either Key and one of Cert and CertPEM are given, or ServerName is: never both.
+	Cert, Key  string // files
+	CertPEM    []byte // from certRaw
+	OCSP       string // file
+	ServerName string // for a self-signed certificate
+
+	Proxy      string // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
+	FastOpen   bool
+	Fwmark     uint32 // zero: none
+	AndroidVPN bool
+	LogLevel   string // debug, info, warning, error, none; empty: not given
+
+	Timeout time.Duration // always positive
+	Drain   time.Duration // zero: end at once
+	Linger  time.Duration // of a half-closed tunnel without traffic; Off: no limit
+	Ping    time.Duration // of silence before a Ping is sent; Off: never
+
+	// Warnings tell in whole sentences which options were ignored and why. They hold keys, never values.
+	Warnings []string
+}
+
+// Error is an option that is missing, malformed or contradicts another one.
+type Error struct {
+	Option  string // its key; empty where the string cannot be split into options
+	Problem string // never holds the value, which may be a secret
+	Hint    string // what to write instead
+}
+
+func (e *Error) Error() string {
+	if e.Option == "" {
+		return "option string: " + e.Problem
+	}
+	return fmt.Sprintf("option %q: %s", e.Option, e.Problem)
+}
+
+// Parse reads the option string s for one side. Its error is always an *Error.
+//
+// A ";" ends an option, the first "=" ends its key, a key without "=" is a switch; blanks around keys and values are
+// trimmed and empty options skipped. A backslash takes the meaning from a ";", "=" or backslash after it. Before any
+// other character it stands for itself: C:\x is what it looks like, but \\host\x is written \\\\host\x.
+func Parse(side Side, s string) (*Options, error) {
+	pairs, err := split(s)
+	if err != nil {
+		return nil, err
+	}
+	o := defaults(side)
+	given, err := o.read(side, pairs)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.check(side, given); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func defaults(side Side) *Options {
+	o := &Options{
+		Timeout: defaultTimeout,
+		Drain:   defaultDrain,
+		Linger:  defaultLinger,
+		Ping:    defaultPing,
+	}
+	if side == Client {
+		o.Mask = "skip"
+	}
+	return o
+}
+
+// read sets the fields that pairs name and returns the keys that did so.
+func (o *Options) read(side Side, pairs []pair) (given map[string]bool, err error) {
+	given = make(map[string]bool)
+	seen := make(map[string]bool)
+	for _, p := range pairs {
+		if seen[p.key] {
+			o.warn("option %q is repeated: the first one counts", p.key)
+			continue
+		}
+		seen[p.key] = true
+
+		row := lookup(side, p.key)
+		if row == nil {
+			o.warnUnused(side, p.key)
+			continue
+		}
+		if row.optional && p.value == "" {
+			continue
+		}
+		if err := row.apply(o, p.value); err != nil {
+			return nil, about(p.key, err)
+		}
+		given[p.key] = true
+	}
+	return given, nil
+}
+
+// warnUnused warns of a key that side does not know.
+func (o *Options) warnUnused(side Side, key string) {
+	other := Server
+	if side == Server {
+		other = Client
+	}
+	if lookup(other, key) != nil {
+		o.warn("option %q has no effect in %s: it is for %s", key, side, other)
+		return
+	}
+	if near := nearest(side, key); near != "" {
+		o.warn("option %q is unknown and ignored: did you mean %q?", key, near)
+		return
+	}
+	o.warn("option %q is unknown and ignored", key)
+}
+
+func (o *Options) check(side Side, given map[string]bool) error {
+	if err := o.checkNeeds(side, given); err != nil {
+		return err
+	}
+	if err := o.checkWebSocket(given); err != nil {
+		return err
+	}
+	if side == Server {
+		return o.checkServer(given)
+	}
+	return o.checkClient(given)
+}
+
+// checkNeeds refuses what only works under ws or tls where that is not given. Kaminari ignores such options; then
+// someone who forgot "tls" believes to be encrypted.
+func (o *Options) checkNeeds(side Side, given map[string]bool) error {
+	for _, row := range table {
+		if row.sides&only(side) == 0 || !given[row.key] {
+			continue
+		}
+		switch {
+		case row.needs == "tls" && !o.TLS:
+			return &Error{row.key, "tls is not given, nothing would be encrypted",
+				fmt.Sprintf("add tls, or remove %s for a tunnel without TLS", row.key)}
+		case row.needs == "ws" && !o.WS:
+			return &Error{row.key, "ws is not given, this would be no WebSocket",
+				fmt.Sprintf("add ws (or mode=websocket, as v2ray-plugin calls it), or remove %s for a tunnel without WebSocket", row.key)}
+		}
+	}
+	return nil
+}
+
+func (o *Options) checkWebSocket(given map[string]bool) error {
+	if !o.WS {
+		if given["ping"] {
+			o.warn(`option "ping" has no effect without ws`)
+		}
+		if given["server"] {
+			o.warn(`option "server": v2ray-plugin means mode=websocket unless told otherwise, here it has to be written`)
+		}
+		return nil
+	}
+	option := "ws"
+	if given["mode"] {
+		option = "mode"
+		o.Path = cmp.Or(o.Path, "/")
+	}
+	switch {
+	case o.Host == "" && o.Path == "":
+		return &Error{option, "neither host nor path is given", "add host=example.com;path=/ws"}
+	case o.Host == "":
+		return &Error{option, "host is not given", "add host=example.com, the name that both ends agree on"}
+	case o.Path == "":
+		return &Error{option, "path is not given", "add path=/ws, or the path that both ends agree on"}
+	}
+	return nil
+}
+
+func (o *Options) checkClient(given map[string]bool) error {
+	if !o.TLS {
+		return nil
+	}
+	if o.SNI == "" && given["mode"] {
+		if err := setServerName(&o.SNI, hostname(o.Host)); err != nil {
+			return &Error{"tls", "sni is not given and host cannot stand in for it", "add sni=example.com"}
+		}
+	}
+	if given["ca"] && given["cert"] {
+		o.warn(`option "cert" has no effect: it is another name for ca, which is given`)
+	}
+	switch {
+	case o.SNI == "":
+		return &Error{"tls", "sni is not given", "add sni=example.com, the name in the server's certificate"}
+	case o.ClientCert != "" && o.ClientKey == "":
+		return &Error{"client-cert", "client-key is not given", "add client-key=key.pem"}
+	case o.ClientCert == "" && o.ClientKey != "":
+		return &Error{"client-key", "client-cert is not given", "add client-cert=cert.pem"}
+	case o.Insecure && o.Pins != nil:
+		return &Error{"insecure", "contradicts pin", "remove insecure: pin alone accepts a self-signed certificate with that key"}
+	case o.Insecure && (o.CA != "" || o.CAPEM != nil):
+		return &Error{"insecure", "contradicts ca, cert and certRaw", "remove insecure, so that the certificate is verified"}
+	}
+	return nil
+}
+
+// checkServer leaves one source of the certificate: cert and key, else servername.
+func (o *Options) checkServer(given map[string]bool) error {
+	if !o.TLS {
+		return nil
+	}
+	if given["cert"] && given["certRaw"] {
+		o.warn(`option "certRaw" has no effect: cert is given`)
+		o.CertPEM = nil
+	}
+	cert := "cert"
+	if o.CertPEM != nil {
+		cert = "certRaw"
+	}
+	hasCert, hasKey := o.Cert != "" || o.CertPEM != nil, o.Key != ""
+
+	switch {
+	case hasCert && hasKey:
+		if o.ServerName != "" {
+			o.warn(`option "servername" has no effect: %s and key are given`, cert)
+			o.ServerName = ""
+		}
+		return nil
+	case o.ServerName != "":
+		if hasCert {
+			o.warn("option %q has no effect without key: servername is used", cert)
+		}
+		if hasKey {
+			o.warn(`option "key" has no effect without cert: servername is used`)
+		}
+		if o.OCSP != "" {
+			o.warn(`option "ocsp" has no effect with a self-signed certificate`)
+		}
+		o.Cert, o.CertPEM, o.Key, o.OCSP = "", nil, "", ""
+		return nil
+	case hasCert:
+		return &Error{cert, "key is not given", "add key=key.pem, the private key of the certificate"}
+	case hasKey:
+		return &Error{"key", "cert is not given", "add cert=cert.pem, the certificate of the key"}
+	}
+	return &Error{"tls", "neither cert+key nor servername is given",
+		"add cert=cert.pem;key=key.pem, or servername=example.com for a self-signed certificate"}
+}
+
+func (o *Options) warn(format string, args ...any) {
+	o.Warnings = append(o.Warnings, fmt.Sprintf(format, args...))
+}
+
+// about names the option that err, the problem with a value, is about.
+func about(key string, err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return &Error{key, e.Problem, e.Hint}
+	}
+	return &Error{key, err.Error(), "see the list of options with -h"}
+}
+
+// hostname returns the host of "host", "host:port" and "[v6]:port".
+func hostname(hostport string) string {
+	if host, _, err := net.SplitHostPort(hostport); err == nil {
+		return host
+	}
+	return strings.Trim(hostport, "[]")
+}
