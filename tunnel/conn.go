@@ -65,6 +65,26 @@ type Layer interface {
 // The empty Transport is plain tcp.
 type Transport []Layer
 
+// String names the transport: tcp, ws, tls or wss.
+func (t Transport) String() string {
+	name := ""
+	for _, layer := range t {
+		switch layer.(type) {
+		case *TLS:
+			name += "tls"
+		case *WebSocket:
+			name += "ws"
+		}
+	}
+	switch name {
+	case "":
+		return "tcp"
+	case "tlsws":
+		return "wss"
+	}
+	return name
+}
+
 // Client applies the dialing side of every layer in order.
 func (t Transport) Client(ctx context.Context, c Conn) (Conn, error) {
 	var err error

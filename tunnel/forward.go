@@ -35,6 +35,8 @@ type Forwarder struct {
 	// Drain is how long open tunnels may go on after Serve's context has ended.
 	// Zero means 10 seconds; negative means not at all.
 	Drain time.Duration
+	// Hint says what a user can do about an error of a tunnel, for the log. Nil says nothing.
+	Hint func(error) string
 	// Log takes one line for each connection: at debug level where all went well. Nil discards them.
 	Log *slog.Logger
 }
@@ -63,7 +65,7 @@ func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
 				return fmt.Errorf("accept: %w", err)
 			}
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			f.log().Error("accept", "error", err, "retry_in", pause)
+			f.log().Error("accept", "error", err, "retry_in", pause.String())
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
@@ -98,10 +100,10 @@ func (f *Forwarder) drainAfter(ctx context.Context) (cut context.Context, stop f
 
 // Handle forwards one connection that arrived in another way than through Serve, and closes it.
 // It returns when the tunnel has ended, or at once when ctx ends.
-func (f *Forwarder) Handle(ctx context.Context, c Conn) { f.handle(ctx, ctx, c) }
+func (f *Forwarder) Handle(ctx context.Context, c Conn) error { return f.handle(ctx, ctx, c) }
 
 // handle is the life of a connection, and leaves the one line that tells it.
-func (f *Forwarder) handle(ctx, draining context.Context, c Conn) {
+func (f *Forwarder) handle(ctx, draining context.Context, c Conn) error {
 	defer c.Close()
 	begin := time.Now()
 	info := &Info{Client: c.RemoteAddr(), draining: draining}
@@ -112,15 +114,21 @@ func (f *Forwarder) handle(ctx, draining context.Context, c Conn) {
 	}
 	switch {
 	case err == nil:
-		log.Debug("tunnel closed", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond))
+		log.Debug("tunnel closed", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
 	case isStray(err):
 		log.Debug("no tunnel", "error", err)
 	case sent+received == 0 && hasLeft(c):
 		// Whoever probes a port is gone before there is anything to say.
 		log.Debug("no tunnel", "error", err)
 	default:
-		log.Warn("tunnel failed", "error", err, "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond))
+		if f.Hint != nil {
+			if hint := f.Hint(err); hint != "" {
+				log = log.With("hint", hint)
+			}
+		}
+		log.Warn("tunnel failed", "error", err, "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
 	}
+	return err
 }
 
 // forward makes a tunnel of c. On an error both connections are reset, so that no cut looks like an

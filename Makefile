@@ -1,0 +1,45 @@
+# make help lists the targets.
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
+PLATFORMS   = linux/amd64 linux/arm64 linux/mipsle android/arm64 darwin/amd64 darwin/arm64 windows/amd64 freebsd/amd64
+
+# The race detector needs cgo and a C compiler.
+CC_FOUND := $(shell command -v $(or $(CC),cc) gcc clang 2>/dev/null | head -n 1)
+RACE     := $(if $(CC_FOUND),-race,)
+
+.PHONY: help build demo test lint cross interop vuln clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+build: ## build raimons and raimonc into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags=-s -o bin/ ./cmd/...
+
+demo: ## send 256 MB through a wss tunnel on this machine and back
+	@go run ./internal/demo
+
+test: ## run all tests, with the race detector where a C compiler is found
+	@$(if $(RACE),true,echo 'make test: no C compiler found: running without the race detector')
+	go test $(RACE) ./...
+
+lint: ## gofmt, vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { echo 'not gofmt-ed:'; gofmt -l .; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+cross: ## build for every platform
+	@set -e; for p in $(PLATFORMS); do echo "$$p"; \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go build -o /dev/null ./cmd/raimons; \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go build -o /dev/null ./cmd/raimonc; \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./...; done
+
+interop: build ## install real peers (apt, cargo) and test against them
+	internal/interop/install.sh
+	go test -tags interop -count=1 -timeout 30m ./internal/interop
+
+vuln: ## govulncheck; needs its database, which is on the network
+	go run $(GOVULNCHECK) ./...
+
+clean: ## remove what was built
+	rm -rf bin

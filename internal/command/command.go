@@ -1,0 +1,299 @@
+// Package command is the frame of raimons and raimonc: arguments and environment in, log lines and an
+// exit status out. What a program does with them stands in its own main.go.
+package command
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"raimon/internal/options"
+	"raimon/internal/sip003"
+	"raimon/tunnel"
+)
+
+// Exit statuses. Service managers can be told not to restart after ExitConfig.
+const (
+	ExitOK     = 0
+	ExitFailed = 1
+	ExitConfig = 23 // v2ray-plugin's "configuration error"
+)
+
+// Program is one of the two.
+type Program struct {
+	Side options.Side
+	// Help is the text of -h before the options.
+	Help string
+	// Words are first arguments that stand for a listen address and mean something of their own.
+	Words []string
+	// Run does the work until ctx ends. An error that is a *ConfigError exits with ExitConfig.
+	Run func(ctx context.Context, job *Job) error
+}
+
+// Job is what the user asked for.
+type Job struct {
+	Word    string   // one of Program.Words, or empty
+	Listen  []string // addresses to accept connections on; none with a Word
+	Remote  string   // address to forward them to
+	Options *options.Options
+	Plugin  bool // started by shadowsocks
+	Log     *slog.Logger
+}
+
+// ConfigError is a mistake in what the user wrote, and what to do about it.
+type ConfigError struct {
+	Err error
+	Fix string
+}
+
+func (e *ConfigError) Error() string { return e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// Hint says what to do.
+func (e *ConfigError) Hint() string { return e.Fix }
+
+// Main runs p with the arguments and environment of this process and returns its exit status.
+func Main(p *Program) int {
+	i := &invocation{Program: p, stdout: os.Stdout, stderr: os.Stderr}
+	if err := i.parse(os.Args[1:], os.LookupEnv); err != nil {
+		return i.fail(err)
+	}
+	if i.done {
+		return ExitOK
+	}
+	ctx, stop := i.lifetime()
+	defer stop()
+	if err := p.Run(ctx, i.job); err != nil {
+		return i.fail(err)
+	}
+	return ExitOK
+}
+
+// invocation is one start of a program.
+type invocation struct {
+	*Program
+	stdout, stderr io.Writer
+	job            *Job
+	done           bool // -h or -version have been answered
+}
+
+// parse finds out what is asked for: SIP003's environment wins over arguments.
+func (i *invocation) parse(args []string, env func(string) (string, bool)) error {
+	plugin, err := sip003.FromEnvironment(env, i.Side == options.Server)
+	if err != nil {
+		return &ConfigError{err, hintOf(err)}
+	}
+	flags, words, err := i.flags(args)
+	if plugin != nil {
+		// Whatever shadowsocks adds to the command line must not keep its plugin from running.
+		return i.prepare(flags, &Job{Plugin: true, Listen: plugin.Listen, Remote: plugin.Dial}, plugin.Options)
+	}
+	switch {
+	case err != nil:
+		return &ConfigError{err, i.Side.String() + " -h shows how it is called"}
+	case flags.help:
+		fmt.Fprint(i.stdout, i.Help)
+		options.Help(i.stdout, i.Side)
+		i.done = true
+		return nil
+	case flags.version:
+		fmt.Fprintln(i.stdout, i.Side, Version())
+		i.done = true
+		return nil
+	}
+	job, option, err := i.words(words)
+	if err != nil {
+		return err
+	}
+	return i.prepare(flags, job, option)
+}
+
+// flagValues are the settings that start with a dash.
+type flagValues struct {
+	help, version, verbose, androidVPN bool
+	logFormat                          string
+}
+
+// flags takes the flags out of args, wherever they stand, and returns the other words.
+func (i *invocation) flags(args []string) (v flagValues, words []string, err error) {
+	set := flag.NewFlagSet(i.Side.String(), flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	set.BoolVar(&v.help, "h", false, "")
+	set.BoolVar(&v.help, "help", false, "")
+	set.BoolVar(&v.version, "version", false, "")
+	set.BoolVar(&v.verbose, "v", false, "")
+	set.BoolVar(&v.androidVPN, "V", false, "")
+	set.StringVar(&v.logFormat, "log-format", "", "")
+	for len(args) > 0 {
+		e := set.Parse(args)
+		if e != nil && err == nil {
+			err = e
+		}
+		args = set.Args()
+		if e == nil && len(args) > 0 {
+			words = append(words, args[0])
+			args = args[1:]
+		}
+	}
+	if err == nil && v.logFormat != "" && v.logFormat != "text" && v.logFormat != "json" {
+		err = fmt.Errorf("flag -log-format: %q is neither text nor json", v.logFormat)
+	}
+	return v, words, err
+}
+
+// words reads the arguments that are not flags.
+func (i *invocation) words(words []string) (*Job, string, error) {
+	name := i.Side.String()
+	if len(words) == 0 {
+		return nil, "", &ConfigError{errors.New("no addresses given"), fmt.Sprintf("%s <listen> <%s> [options]; %s -h explains", name, i.remoteName(), name)}
+	}
+	job := &Job{}
+	first := words[0]
+	if strings.ContainsAny(first, ":/") {
+		job.Listen = []string{first}
+	} else {
+		job.Word = first
+		if !slices.Contains(i.Words, first) {
+			return nil, "", &ConfigError{fmt.Errorf("%q is neither an address nor a command", first),
+				"an address is host:port, :port or unix:/path; " + name + " -h shows all"}
+		}
+	}
+	if len(words) == 1 {
+		return nil, "", &ConfigError{fmt.Errorf("the second address is missing: where %s connects to", name),
+			fmt.Sprintf("%s <listen> <%s> [options]; %s -h explains", name, i.remoteName(), name)}
+	}
+	if len(words) > 3 {
+		return nil, "", &ConfigError{fmt.Errorf("%d arguments where three are known: %q is one too many", len(words), words[3]),
+			"put quotes around the options: ';' means something to the shell"}
+	}
+	job.Remote = words[1]
+	if len(words) == 3 {
+		return job, words[2], nil
+	}
+	return job, "", nil
+}
+
+func (i *invocation) remoteName() string {
+	if i.Side == options.Server {
+		return "target"
+	}
+	return "remote"
+}
+
+// prepare completes job and tells about options that are ignored.
+func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
+	for _, address := range append([]string{job.Remote}, job.Listen...) {
+		if _, _, err := tunnel.ParseAddress(address); err != nil {
+			return &ConfigError{err, "addresses are host:port, [ipv6]:port, :port or unix:/path"}
+		}
+	}
+	o, err := options.Parse(i.Side, option)
+	if err != nil {
+		return err
+	}
+	o.AndroidVPN = o.AndroidVPN || flags.androidVPN
+	if flags.verbose {
+		o.LogLevel = "debug"
+	}
+	job.Options = o
+	job.Log = newLogger(i.stderr, flags.logFormat, o.LogLevel)
+	for _, warning := range o.Warnings {
+		job.Log.Warn(warning)
+	}
+	i.job = job
+	return nil
+}
+
+// lifetime returns a context that ends with the first SIGTERM or interrupt. The second ends the
+// process at once. A plugin ends at once with the first, or with its parent.
+func (i *invocation) lifetime() (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		if i.job.Plugin {
+			os.Exit(ExitOK)
+		}
+		i.job.Log.Info("shutting down", "drain", i.job.Options.Drain.String())
+		cancel()
+		<-signals
+		os.Exit(ExitFailed)
+	}()
+	if i.job.Plugin {
+		go func() {
+			if sip003.WatchParent(ctx) == nil {
+				os.Exit(ExitOK)
+			}
+		}()
+	}
+	return ctx, cancel
+}
+
+// fail prints err and its hint and returns the exit status.
+func (i *invocation) fail(err error) int {
+	name := i.Side.String()
+	fmt.Fprintf(i.stderr, "%s: %v\n", name, err)
+	if hint := Hint(err); hint != "" {
+		fmt.Fprintf(i.stderr, "%s: hint: %s\n", name, hint)
+	}
+	var option *options.Error
+	var config *ConfigError
+	if errors.As(err, &option) || errors.As(err, &config) {
+		return ExitConfig
+	}
+	return ExitFailed
+}
+
+// Version is the version of this build and the commit it was made from, as far as the build knows.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "(unknown)"
+	}
+	version := info.Main.Version
+	if version == "" || version == "(devel)" {
+		version = "devel"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && !strings.Contains(version, s.Value[:min(12, len(s.Value))]) {
+			version += " " + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return version + " " + info.GoVersion
+}
+
+// Serve runs f on every listener until ctx ends and all tunnels have.
+func Serve(ctx context.Context, f *tunnel.Forwarder, listeners []net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(listeners))
+	var all sync.WaitGroup
+	for n, l := range listeners {
+		all.Go(func() {
+			errs[n] = f.Serve(ctx, l)
+			cancel()
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// Limits gives f the time limits of o.
+func Limits(f *tunnel.Forwarder, o *options.Options) {
+	f.Timeout, f.Linger, f.Drain = o.Timeout, o.Linger, o.Drain
+	if f.Drain == 0 {
+		f.Drain = -1
+	}
+}

@@ -1,0 +1,92 @@
+package command
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"raimon/internal/options"
+	"raimon/tunnel"
+)
+
+// Hint says what a user can do about err; empty if there is nothing to say.
+func Hint(err error) string {
+	if hint := hintOf(err); hint != "" {
+		return hint
+	}
+	var option *options.Error
+	if errors.As(err, &option) {
+		return option.Hint
+	}
+	if hint := tlsHint(err); hint != "" {
+		return hint
+	}
+	return networkHint(err)
+}
+
+// hintOf asks the error itself.
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
+}
+
+func tlsHint(err error) string {
+	var (
+		authority x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		record    tls.RecordHeaderError
+		upgrade   *tunnel.UpgradeError
+		pin       *tunnel.PinError
+	)
+	switch {
+	case errors.As(err, &pin):
+		return "if the edge has a new key on purpose, use pin=" + pin.Got
+	case errors.As(err, &authority):
+		return "name the edge's CA with ca=<file>, or its key with pin=<the pin that raimons logs at start>"
+	case errors.As(err, &hostname):
+		return "sni= must be a name in the edge's certificate"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "the edge's certificate has expired, or this machine's clock is wrong"
+	case errors.As(err, &record):
+		return "the other side does not speak TLS here: is tls missing in its options, or is this another port?"
+	case errors.As(err, &upgrade):
+		return "host= and path= must be the same on both sides; a 404 is what an edge answers to anything else"
+	}
+	return ""
+}
+
+func networkHint(err error) string {
+	var dns *net.DNSError
+	var op *net.OpError
+	listening := errors.As(err, &op) && op.Op == "listen"
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "another program listens there (on Linux, ss -ltnp shows which): stop it or choose another port"
+	case errors.Is(err, syscall.EADDRNOTAVAIL) && listening:
+		return "this machine does not have that address; to listen on all, leave the host empty, as in :443"
+	case listening && errors.Is(err, os.ErrPermission):
+		return "ports below 1024 need root, or on Linux: setcap cap_net_bind_service=+ep and the path of this program"
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "the name does not resolve here: check its spelling and this machine's DNS"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens there: is the program behind it running, and on that port?"
+	case errors.Is(err, tunnel.ErrTimeout):
+		return "no answer in time: a firewall, a wrong port, or a slow network (timeout= allows more)"
+	case errors.Is(err, fs.ErrNotExist):
+		return "check the path; relative ones start at the folder in which the program was started"
+	case errors.Is(err, fs.ErrPermission):
+		return "the user that runs this program may not read it: check owner and mode"
+	case strings.Contains(err.Error(), "first record does not look like a TLS handshake"):
+		return "the other side does not speak TLS here: is tls missing in its options?"
+	}
+	return ""
+}

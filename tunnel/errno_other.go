@@ -1,0 +1,12 @@
+//go:build !windows
+
+package tunnel
+
+import "syscall"
+
+const (
+	errAddressInUse   = syscall.EADDRINUSE
+	errAddressMissing = syscall.EADDRNOTAVAIL
+	errAddressFamily  = syscall.EAFNOSUPPORT
+	errRefused        = syscall.ECONNREFUSED
+)
