@@ -1,7 +1,7 @@
 # make help lists the targets.
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 PLATFORMS   = linux/amd64 linux/arm64 linux/mipsle android/arm64 darwin/amd64 darwin/arm64 windows/amd64 freebsd/amd64
 
 # The race detector needs cgo and a C compiler.

@@ -13,4 +13,5 @@ require (
 require (
 	github.com/gobwas/httphead v0.1.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/tools v0.51.0 // indirect
 )

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,8 +10,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -59,6 +65,53 @@ func SelfSigned(name string) (*tls.Certificate, error) {
 		return nil, fmt.Errorf("self-signed certificate for %q: %w", name, err)
 	}
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// SelfSignedFile is SelfSigned with a memory: the certificate and its key are read from file, or made
+// and written there (0600, in a folder of 0700), so that the Pin stays. Where the file cannot be
+// used, the certificate is good all the same and the error says why it will not be the same next time.
+func SelfSignedFile(file, name string) (*tls.Certificate, error) {
+	kept := &CertificateFiles{Cert: file}
+	if next, err := kept.read().parse(); err == nil {
+		cert := next.bare
+		host := strings.Replace(strings.TrimSuffix(name, "."), "*", "any", 1)
+		if cert.Leaf.VerifyHostname(host) == nil && time.Now().Before(cert.Leaf.NotAfter) {
+			return cert, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		cert, made := SelfSigned(name)
+		return cert, cmp.Or(made, err)
+	}
+	cert, err := SelfSigned(name)
+	if err != nil {
+		return nil, err
+	}
+	return cert, writeKeyPair(file, cert)
+}
+
+// writeKeyPair writes cert and its key into one private file, all or nothing.
+func writeKeyPair(file string, cert *tls.Certificate) error {
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		return err
+	}
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})
+	data = append(data, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	dir := filepath.Dir(file)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".selfsigned-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	err = cmp.Or(err, f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), file)
 }
 
 // Pin returns what a client's pin= expects of this certificate: the SHA-256 of its

@@ -4,6 +4,9 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -72,5 +75,49 @@ func TestPin(t *testing.T) {
 	}
 	if Pin(a.Leaf) == Pin(b.Leaf) {
 		t.Error("two keys have one pin")
+	}
+}
+
+func TestSelfSignedFileKeepsItsPin(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "new", "selfsigned.pem")
+	first, err := SelfSignedFile(file, "edge.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := SelfSignedFile(file, "edge.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Pin(first.Leaf) != Pin(second.Leaf) {
+		t.Error("the second start has another pin")
+	}
+	if runtime.GOOS != "windows" {
+		info, err := os.Stat(file)
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("the file with the key has mode %v, %v, want 0600", info.Mode(), err)
+		}
+	}
+	wildcard := filepath.Join(t.TempDir(), "wildcard.pem")
+	first, _ = SelfSignedFile(wildcard, "*.example.com")
+	if second, err = SelfSignedFile(wildcard, "*.example.com"); err != nil || Pin(first.Leaf) != Pin(second.Leaf) {
+		t.Errorf("wildcard: the second start has another pin, %v", err)
+	}
+	other, err := SelfSignedFile(file, "other.example.com")
+	if err != nil || other.Leaf.VerifyHostname("other.example.com") != nil {
+		t.Errorf("a file for another name: got %v, %v", other.Leaf.DNSNames, err)
+	}
+}
+
+func TestSelfSignedFileLeavesWhatItCannotRead(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "selfsigned.pem")
+	if err := os.WriteFile(file, []byte("somebody's notes"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cert, err := SelfSignedFile(file, "edge.example.com")
+	if cert == nil || err == nil {
+		t.Errorf("got %v, %v, want a certificate for now and an error", cert, err)
+	}
+	if got, _ := os.ReadFile(file); string(got) != "somebody's notes" {
+		t.Errorf("the file now holds %q", got)
 	}
 }

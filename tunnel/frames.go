@@ -606,11 +606,15 @@ func (f *frames) farewell() error {
 	return f.writeSmall(ws.OpClose, ws.NewCloseFrameBody(ws.StatusNormalClosure, ""))
 }
 
-// Close closes the connection at once, with a Close frame if nobody is writing.
+// Close closes the connection at once. Where nobody is writing it ends our direction first, as the
+// Close of a TCP connection does.
 func (f *frames) Close() error {
 	if f.writing.TryLock() {
 		if f.peer == peerRaimon && !f.saidClose.Swap(true) {
 			f.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+			if !f.saidEnd.Swap(true) {
+				f.writeSmall(ws.OpText, nil)
+			}
 			f.writeSmall(ws.OpClose, ws.NewCloseFrameBody(ws.StatusNormalClosure, ""))
 		}
 		f.writing.Unlock()

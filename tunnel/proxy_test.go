@@ -119,8 +119,8 @@ func socksProxy(t testing.TB, l net.Listener, credentials string, names map[stri
 		case 1:
 			host = net.IP(read(4)).String()
 		case 3:
-			name := string(read(int(read(1)[0])))
-			if host = names[name]; host == "" {
+			name := read(int(read(1)[0]))
+			if host = names[string(name)]; host == "" {
 				c.Write([]byte{5, 4, 0, 1, 0, 0, 0, 0, 0, 0}) // host unreachable
 				return
 			}

@@ -4,9 +4,12 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
+	"time"
 
 	"raimon/edge"
 	"raimon/internal/command"
@@ -94,12 +97,7 @@ func certificate(job *command.Job) (certificateSource, error) {
 		}
 		return files, nil
 	default:
-		cert, err := edge.SelfSigned(o.ServerName)
-		if err != nil {
-			return nil, &command.ConfigError{Err: err, Fix: "servername= is a name such as edge.example.com, or an IP address"}
-		}
-		job.Log.Info("made a self-signed certificate", "servername", o.ServerName, "pin", edge.Pin(cert.Leaf))
-		return selfSigned{cert}, nil
+		return selfSignedCertificate(job)
 	}
 }
 
@@ -110,12 +108,52 @@ func certificateFix(err error) string {
 	return "cert= names the certificate with its chain, key= the private key that belongs to it"
 }
 
+// selfSignedCertificate keeps the pin that clients were given, where there is a place for it.
+func selfSignedCertificate(job *command.Job) (certificateSource, error) {
+	o := job.Options
+	file := storageFile(o.Storage, "selfsigned-"+strings.ReplaceAll(o.ServerName, ":", "-")+".pem")
+	var cert *tls.Certificate
+	var err error
+	if file == "" {
+		cert, err = edge.SelfSigned(o.ServerName)
+	} else {
+		cert, err = edge.SelfSignedFile(file, o.ServerName)
+	}
+	if cert == nil {
+		return nil, &command.ConfigError{Err: err, Fix: "servername= is a name such as edge.example.com, or an IP address"}
+	}
+	if err != nil {
+		job.Log.Warn("the self-signed certificate is not kept: the next start has another pin", "error", err, "hint", "storage= names a folder that this user may write")
+	}
+	job.Log.Info("self-signed certificate", "servername", o.ServerName, "pin", edge.Pin(cert.Leaf), "not_after", cert.Leaf.NotAfter.Format(time.DateOnly))
+	return selfSigned{cert}, nil
+}
+
+// storageFile is where a file that has to survive a restart lives; empty: nowhere.
+func storageFile(option, name string) string {
+	switch {
+	case option == "off":
+		return ""
+	case option != "":
+		return filepath.Join(option, name)
+	case os.Geteuid() == 0:
+		return filepath.Join("/var/lib/raimon", name)
+	}
+	if data := os.Getenv("XDG_DATA_HOME"); data != "" {
+		return filepath.Join(data, "raimon", name)
+	}
+	if home, err := os.UserHomeDir(); err == nil && runtime.GOOS != "windows" && runtime.GOOS != "darwin" {
+		return filepath.Join(home, ".local", "share", "raimon", name)
+	}
+	if config, err := os.UserConfigDir(); err == nil {
+		return filepath.Join(config, "raimon", name)
+	}
+	return ""
+}
+
 type selfSigned struct{ cert *tls.Certificate }
 
 func (s selfSigned) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if s.cert == nil {
-		return nil, errors.New("no certificate")
-	}
 	return s.cert, nil
 }
 

@@ -140,11 +140,15 @@ func (i *invocation) flags(args []string) (v flagValues, words []string, err err
 		if e != nil && err == nil {
 			err = e
 		}
-		args = set.Args()
-		if e == nil && len(args) > 0 {
-			words = append(words, args[0])
-			args = args[1:]
+		rest := set.Args()
+		switch {
+		case e != nil && len(rest) == len(args):
+			rest = rest[1:] // package flag does not take off what is no flag at all, such as ---x
+		case e == nil && len(rest) > 0:
+			words = append(words, rest[0])
+			rest = rest[1:]
 		}
+		args = rest
 	}
 	if err == nil && v.logFormat != "" && v.logFormat != "text" && v.logFormat != "json" {
 		err = fmt.Errorf("flag -log-format: %q is neither text nor json", v.logFormat)
@@ -165,8 +169,7 @@ func (i *invocation) words(words []string) (*Job, string, error) {
 	} else {
 		job.Word = first
 		if !slices.Contains(i.Words, first) {
-			return nil, "", &ConfigError{fmt.Errorf("%q is neither an address nor a command", first),
-				"an address is host:port, :port or unix:/path; " + name + " -h shows all"}
+			return nil, "", &ConfigError{fmt.Errorf("%q is neither an address nor a command", first), i.wordFix(first)}
 		}
 	}
 	if len(words) == 1 {
@@ -182,6 +185,16 @@ func (i *invocation) words(words []string) (*Job, string, error) {
 		return job, words[2], nil
 	}
 	return job, "", nil
+}
+
+func (i *invocation) wordFix(word string) string {
+	switch {
+	case i.Side == options.Client && word == "server":
+		return "raimonc is the client: the server is raimons"
+	case i.Side == options.Server && (word == "client" || word == "stdio"):
+		return "raimons is the server: the client is raimonc"
+	}
+	return "an address is host:port, :port or unix:/path; " + i.Side.String() + " -h shows all"
 }
 
 func (i *invocation) remoteName() string {
@@ -244,12 +257,18 @@ func (i *invocation) lifetime() (context.Context, func()) {
 // fail prints err and its hint and returns the exit status.
 func (i *invocation) fail(err error) int {
 	name := i.Side.String()
+	var option *options.Error
+	var config *ConfigError
+	if errors.As(err, &option) {
+		// The misspelt option that was ignored is often why another one is missing.
+		for _, warning := range option.Warnings {
+			fmt.Fprintf(i.stderr, "%s: %s\n", name, warning)
+		}
+	}
 	fmt.Fprintf(i.stderr, "%s: %v\n", name, err)
 	if hint := Hint(err); hint != "" {
 		fmt.Fprintf(i.stderr, "%s: hint: %s\n", name, hint)
 	}
-	var option *options.Error
-	var config *ConfigError
 	if errors.As(err, &option) || errors.As(err, &config) {
 		return ExitConfig
 	}

@@ -21,7 +21,7 @@ func split(s string) ([]pair, error) {
 				p = pair{key, p.key}
 			}
 			if p.key == "" && hasKey {
-				return nil, &Error{"", `nothing stands before "="`, `write key=value, and \; for a ";" inside a value`}
+				return nil, mistake("", `nothing stands before "="`, `write key=value, and \; for a ";" inside a value`)
 			}
 			if p.key != "" {
 				pairs = append(pairs, p)
@@ -30,7 +30,7 @@ func split(s string) ([]pair, error) {
 		case s[i] == '=' && !hasKey:
 			key, text, hasKey = strings.TrimSpace(string(text)), nil, true
 		case s[i] == '\\' && i+1 == len(s):
-			return nil, &Error{"", "a lone backslash ends it", `write \\ for a backslash`}
+			return nil, mistake("", "a lone backslash ends it", `write \\ for a backslash`)
 		case s[i] == '\\' && strings.IndexByte(`;=\`, s[i+1]) >= 0:
 			i++
 			text = append(text, s[i])

@@ -35,7 +35,7 @@ const Off time.Duration = -1
 // Files are named here, not opened.
 type Options struct {
 	WS         bool
-	Host, Path string // not empty where WS is true; free of blanks and control characters; Path may carry a query
+	Host, Path string // free of blanks and control characters; Path may carry a query; empty only without WS, Host also on a server with mode=websocket
 	Mask       string // client: "skip", "fixed" or "standard"
 
 	TLS                   bool
@@ -53,6 +53,7 @@ type Options struct {
 	CertPEM    []byte // from certRaw
 	OCSP       string // file
 	ServerName string // for a self-signed certificate
+	Storage    string // server: folder for keys that have to survive a restart; "off": none; empty: the usual place
 
 	Proxy      string // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
 	FastOpen   bool
@@ -74,6 +75,13 @@ type Error struct {
 	Option  string // its key; empty where the string cannot be split into options
 	Problem string // never holds the value, which may be a secret
 	Hint    string // what to write instead
+
+	// Warnings are those of Options up to here: a misspelt option is often why another is missing.
+	Warnings []string
+}
+
+func mistake(option, problem, hint string) *Error {
+	return &Error{Option: option, Problem: problem, Hint: hint}
 }
 
 func (e *Error) Error() string {
@@ -95,11 +103,13 @@ func Parse(side Side, s string) (*Options, error) {
 	}
 	o := defaults(side)
 	given, err := o.read(side, pairs)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = o.check(side, given)
 	}
-	if err := o.check(side, given); err != nil {
-		return nil, err
+	var e *Error
+	if errors.As(err, &e) {
+		e.Warnings = o.Warnings
+		return nil, e
 	}
 	return o, nil
 }
@@ -165,7 +175,7 @@ func (o *Options) check(side Side, given map[string]bool) error {
 	if err := o.checkNeeds(side, given); err != nil {
 		return err
 	}
-	if err := o.checkWebSocket(given); err != nil {
+	if err := o.checkWebSocket(side, given); err != nil {
 		return err
 	}
 	if side == Server {
@@ -183,17 +193,17 @@ func (o *Options) checkNeeds(side Side, given map[string]bool) error {
 		}
 		switch {
 		case row.needs == "tls" && !o.TLS:
-			return &Error{row.key, "tls is not given, nothing would be encrypted",
-				fmt.Sprintf("add tls, or remove %s for a tunnel without TLS", row.key)}
+			return mistake(row.key, "tls is not given, nothing would be encrypted",
+				fmt.Sprintf("add tls, or remove %s for a tunnel without TLS", row.key))
 		case row.needs == "ws" && !o.WS:
-			return &Error{row.key, "ws is not given, this would be no WebSocket",
-				fmt.Sprintf("add ws (or mode=websocket, as v2ray-plugin calls it), or remove %s for a tunnel without WebSocket", row.key)}
+			return mistake(row.key, "ws is not given, this would be no WebSocket",
+				fmt.Sprintf("add ws (or mode=websocket, as v2ray-plugin calls it), or remove %s for a tunnel without WebSocket", row.key))
 		}
 	}
 	return nil
 }
 
-func (o *Options) checkWebSocket(given map[string]bool) error {
+func (o *Options) checkWebSocket(side Side, given map[string]bool) error {
 	if !o.WS {
 		if given["ping"] {
 			o.warn(`option "ping" has no effect without ws`)
@@ -207,14 +217,17 @@ func (o *Options) checkWebSocket(given map[string]bool) error {
 	if given["mode"] {
 		option = "mode"
 		o.Path = cmp.Or(o.Path, "/")
+		if side == Server && o.Host == "" {
+			return nil // v2ray-plugin's server takes any
+		}
 	}
 	switch {
 	case o.Host == "" && o.Path == "":
-		return &Error{option, "neither host nor path is given", "add host=example.com;path=/ws"}
+		return mistake(option, "neither host nor path is given", "add host=example.com;path=/ws")
 	case o.Host == "":
-		return &Error{option, "host is not given", "add host=example.com, the name that both ends agree on"}
+		return mistake(option, "host is not given", "add host=example.com, the name that both ends agree on")
 	case o.Path == "":
-		return &Error{option, "path is not given", "add path=/ws, or the path that both ends agree on"}
+		return mistake(option, "path is not given", "add path=/ws, or the path that both ends agree on")
 	}
 	return nil
 }
@@ -225,7 +238,7 @@ func (o *Options) checkClient(given map[string]bool) error {
 	}
 	if o.SNI == "" && given["mode"] {
 		if err := setServerName(&o.SNI, hostname(o.Host)); err != nil {
-			return &Error{"tls", "sni is not given and host cannot stand in for it", "add sni=example.com"}
+			return mistake("tls", "sni is not given and host cannot stand in for it", "add sni=example.com")
 		}
 	}
 	if given["ca"] && given["cert"] {
@@ -233,15 +246,15 @@ func (o *Options) checkClient(given map[string]bool) error {
 	}
 	switch {
 	case o.SNI == "":
-		return &Error{"tls", "sni is not given", "add sni=example.com, the name in the server's certificate"}
+		return mistake("tls", "sni is not given", "add sni=example.com, the name in the server's certificate")
 	case o.ClientCert != "" && o.ClientKey == "":
-		return &Error{"client-cert", "client-key is not given", "add client-key=key.pem"}
+		return mistake("client-cert", "client-key is not given", "add client-key=key.pem")
 	case o.ClientCert == "" && o.ClientKey != "":
-		return &Error{"client-key", "client-cert is not given", "add client-cert=cert.pem"}
+		return mistake("client-key", "client-cert is not given", "add client-cert=cert.pem")
 	case o.Insecure && o.Pins != nil:
-		return &Error{"insecure", "contradicts pin", "remove insecure: pin alone accepts a self-signed certificate with that key"}
+		return mistake("insecure", "contradicts pin", "remove insecure: pin alone accepts a self-signed certificate with that key")
 	case o.Insecure && (o.CA != "" || o.CAPEM != nil):
-		return &Error{"insecure", "contradicts ca, cert and certRaw", "remove insecure, so that the certificate is verified"}
+		return mistake("insecure", "contradicts ca, cert and certRaw", "remove insecure, so that the certificate is verified")
 	}
 	return nil
 }
@@ -281,12 +294,12 @@ func (o *Options) checkServer(given map[string]bool) error {
 		o.Cert, o.CertPEM, o.Key, o.OCSP = "", nil, "", ""
 		return nil
 	case hasCert:
-		return &Error{cert, "key is not given", "add key=key.pem, the private key of the certificate"}
+		return mistake(cert, "key is not given", "add key=key.pem, the private key of the certificate")
 	case hasKey:
-		return &Error{"key", "cert is not given", "add cert=cert.pem, the certificate of the key"}
+		return mistake("key", "cert is not given", "add cert=cert.pem, the certificate of the key")
 	}
-	return &Error{"tls", "neither cert+key nor servername is given",
-		"add cert=cert.pem;key=key.pem, or servername=example.com for a self-signed certificate"}
+	return mistake("tls", "neither cert+key nor servername is given",
+		"add cert=cert.pem;key=key.pem, or servername=example.com for a self-signed certificate")
 }
 
 func (o *Options) warn(format string, args ...any) {
@@ -297,9 +310,9 @@ func (o *Options) warn(format string, args ...any) {
 func about(key string, err error) error {
 	var e *Error
 	if errors.As(err, &e) {
-		return &Error{key, e.Problem, e.Hint}
+		return mistake(key, e.Problem, e.Hint)
 	}
-	return &Error{key, err.Error(), "see the list of options with -h"}
+	return mistake(key, err.Error(), "see the list of options with -h")
 }
 
 // hostname returns the host of "host", "host:port" and "[v6]:port".

@@ -69,6 +69,7 @@ var parseTests = []struct {
 	{Server, "ws;host=[::1]:80;path=/%20", func(o *Options) { ws(o); o.Host, o.Path = "[::1]:80", "/%20" }, nil},
 	{Client, "mode=websocket;host=example.com", func(o *Options) { ws(o); o.Path = "/" }, nil},
 	{Client, "mode=websocket;host=example.com;path=/ws", ws, nil},
+	{Server, "server;mode=websocket", func(o *Options) { ws(o); o.Host, o.Path = "", "/" }, nil},
 	{Server, "server;mode=websocket;host=example.com;mux=0", func(o *Options) { ws(o); o.Path = "/" }, nil},
 	{Client, "mode=websocket;host=example.com:8443;path=/ws;tls", func(o *Options) {
 		ws(o)
@@ -513,7 +514,7 @@ func FuzzParse(f *testing.F) {
 func checkInvariants(t *testing.T, side Side, o *Options) {
 	t.Helper()
 	switch {
-	case o.WS && (o.Host == "" || !strings.HasPrefix(o.Path, "/")):
+	case o.WS && (o.Host == "" && side == Client || !strings.HasPrefix(o.Path, "/")):
 		t.Error("WebSocket without host or path")
 	case !o.WS && o.Host+o.Path != "":
 		t.Error("host or path without WebSocket")

@@ -164,6 +164,12 @@ var table = []option{
 		help: "make a self-signed certificate for this name; cert and key win where both are given",
 		set:  func(o *Options, v string) error { return setServerName(&o.ServerName, v) },
 	},
+	{
+		key: "storage", arg: "<folder>|off", sides: server, group: "Certificates", optional: true,
+		help: "where the key of a self-signed certificate is kept, so that its pin survives a restart; " +
+			"default: raimon in the user's data folder, /var/lib/raimon for root",
+		set: func(o *Options, v string) error { o.Storage = v; return nil },
+	},
 
 	{
 		key: "proxy", arg: "<url>|off", sides: client, group: "Network", optional: true,
