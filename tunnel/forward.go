@@ -112,21 +112,22 @@ func (f *Forwarder) handle(ctx, draining context.Context, c Conn) error {
 	if info.ServerName != "" {
 		log = log.With("sni", info.ServerName)
 	}
+	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
+	if err != nil && f.Hint != nil {
+		if hint := f.Hint(err); hint != "" {
+			log = log.With("hint", hint)
+		}
+	}
 	switch {
 	case err == nil:
-		log.Debug("tunnel closed", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
-	case isStray(err):
-		log.Debug("no tunnel", "error", err)
-	case sent+received == 0 && hasLeft(c):
+		log.Debug("tunnel closed", traffic)
+	case isStray(err) || sent+received == 0 && hasLeft(c):
 		// Whoever probes a port is gone before there is anything to say.
 		log.Debug("no tunnel", "error", err)
+	case isReset(err):
+		log.Debug("tunnel reset", "error", err, traffic) // programs do that all the time
 	default:
-		if f.Hint != nil {
-			if hint := f.Hint(err); hint != "" {
-				log = log.With("hint", hint)
-			}
-		}
-		log.Warn("tunnel failed", "error", err, "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
+		log.Warn("tunnel failed", "error", err, traffic)
 	}
 	return err
 }

@@ -231,6 +231,8 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 // lifetime returns a context that ends with the first SIGTERM or interrupt. The second ends the
 // process at once. A plugin ends at once with the first, or with its parent.
 func (i *invocation) lifetime() (context.Context, func()) {
+	// A log that nobody reads any more is no reason to die.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)

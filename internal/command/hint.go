@@ -1,7 +1,6 @@
 package command
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io/fs"
@@ -43,7 +42,6 @@ func tlsHint(err error) string {
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
 		invalid   x509.CertificateInvalidError
-		record    tls.RecordHeaderError
 		upgrade   *tunnel.UpgradeError
 		pin       *tunnel.PinError
 	)
@@ -56,10 +54,15 @@ func tlsHint(err error) string {
 		return "sni= must be a name in the edge's certificate"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "the edge's certificate has expired, or this machine's clock is wrong"
-	case errors.As(err, &record):
-		return "the other side does not speak TLS here: is tls missing in its options, or is this another port?"
 	case errors.As(err, &upgrade):
 		return "host= and path= must be the same on both sides; a 404 is what an edge answers to anything else"
+	}
+	switch text := err.Error(); {
+	case strings.Contains(text, "first record does not look like a TLS handshake"):
+		return "the other side does not speak TLS here: is tls missing in its options, or is this another port?"
+	case strings.Contains(text, "local error: tls: error decoding message"):
+		// crypto/tls always asks for a staple and takes no empty one (RFC 8446, section 4.4.2.1).
+		return "kaminaris without ocsp= sends an empty OCSP staple, which is not valid TLS: give it ocsp= and any file that is not empty, or run raimons there"
 	}
 	return ""
 }
@@ -85,8 +88,6 @@ func networkHint(err error) string {
 		return "check the path; relative ones start at the folder in which the program was started"
 	case errors.Is(err, fs.ErrPermission):
 		return "the user that runs this program may not read it: check owner and mode"
-	case strings.Contains(err.Error(), "first record does not look like a TLS handshake"):
-		return "the other side does not speak TLS here: is tls missing in its options?"
 	}
 	return ""
 }
