@@ -69,6 +69,11 @@ func readBuffer(c io.Reader, limit int) (*buffer, error) {
 	if r, ok := c.(bufferReader); ok {
 		return r.readBuffer(limit)
 	}
+	return readWith(c, limit)
+}
+
+// readWith reads with Read, and so holds a buffer while it waits.
+func readWith(c io.Reader, limit int) (*buffer, error) {
 	b := newBuffer()
 	for {
 		n, err := c.Read(b.room(limit))

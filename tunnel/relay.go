@@ -204,7 +204,7 @@ func (r *relay) settle(ctx context.Context) {
 	switch {
 	case r.err == nil:
 		awaitSent(ctx, r.linger, r.a, r.b)
-	case r.refused && r.ended > 0:
+	case r.refused:
 		awaitSent(ctx, lastWords, r.a, r.b)
 	}
 }

@@ -1,7 +1,11 @@
 package tunnel
 
 import (
+	"errors"
+	"io"
 	"net"
+	"os"
+	"sync"
 	"syscall"
 )
 
@@ -13,6 +17,9 @@ type socket struct {
 
 	reader socketReader
 	writer socketWriter
+
+	writing sync.Mutex // held during each write
+	reset   bool       // a write was told of a reset; guarded by writing
 }
 
 // asSocket gives c its descriptor back where it is a bare socket; other connections stay as they are.
@@ -33,6 +40,45 @@ func asSocket(c Conn) Conn {
 	s := &socket{Conn: c, raw: raw}
 	s.bind()
 	return s
+}
+
+// Read is for those who bring their own buffer.
+func (s *socket) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if err == io.EOF {
+		err = s.end()
+	}
+	return n, err
+}
+
+func (s *socket) Write(p []byte) (int, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	n, err := s.Conn.Write(p)
+	s.noteReset(err)
+	return n, err
+}
+
+// noteReset remembers that a write was told of a reset. The caller holds writing.
+func (s *socket) noteReset(err error) {
+	if errors.Is(err, syscall.ECONNRESET) {
+		s.reset = true
+	}
+}
+
+// end tells an end of the stream from a reset that looks like one. The kernel tells of a reset once:
+// if a write was the one to hear of it, a read finds nothing but the end. A write that hears EPIPE
+// says that the end had come before.
+func (s *socket) end() error {
+	if !s.isDead() {
+		return io.EOF
+	}
+	s.writing.Lock() // on a dead connection no write takes long
+	defer s.writing.Unlock()
+	if s.reset {
+		return os.NewSyscallError("read", syscall.ECONNRESET)
+	}
+	return io.EOF
 }
 
 // lower is implemented by connections that sit on another one.

@@ -7,4 +7,4 @@ type socketReader struct{}
 
 func (s *socket) bind() {}
 
-func (s *socket) readBuffer(limit int) (*buffer, error) { return readBuffer(s.Conn, limit) }
+func (s *socket) readBuffer(limit int) (*buffer, error) { return readWith(s, limit) }

@@ -3,7 +3,6 @@
 package tunnel
 
 import (
-	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -52,7 +51,7 @@ func (s *socket) tryRead(fd uintptr) bool {
 	r.b = nil
 	switch err {
 	case nil:
-		r.err = io.EOF
+		r.err = s.end()
 	case unix.EAGAIN:
 		return false
 	default:

@@ -1,7 +1,7 @@
 package tunnel
 
 import (
-	"io"
+	"errors"
 	"os"
 	"sync"
 	"time"
@@ -124,6 +124,7 @@ type socketWriter struct {
 	try  func(fd uintptr) bool
 	head []byte
 	p    *pipe
+	part bool // something of it has been sent
 	err  error
 }
 
@@ -182,7 +183,7 @@ func (s *socket) tryFill(fd uintptr) bool {
 	pipes.put(p)
 	switch err {
 	case nil:
-		r.err = io.EOF
+		r.err = s.end()
 	case unix.EAGAIN:
 		return false
 	default:
@@ -195,11 +196,19 @@ func (s *socket) drain(p *pipe) error { return s.drainAfter(nil, p) }
 
 // drainAfter sends head and all that p holds, in one segment where they fit.
 func (s *socket) drainAfter(head []byte, p *pipe) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	w := &s.writer
-	w.head, w.p, w.err = head, p, nil
+	w.head, w.p, w.part, w.err = head, p, false, nil
 	err := s.raw.Write(w.try)
 	if err == nil {
 		err = w.err
+	}
+	s.noteReset(err)
+	if w.part && errors.Is(err, unix.EPIPE) {
+		// splice(2) that has sent something keeps the error for itself, and the next one only hears
+		// that nothing can be sent: it may have been a reset.
+		s.reset = true
 	}
 	w.head, w.p = nil, nil
 	return err
@@ -236,6 +245,7 @@ func (s *socket) tryDrain(fd uintptr) bool {
 			return true
 		}
 		w.p.n -= n
+		w.part = true
 	}
 	return true
 }
