@@ -33,8 +33,10 @@ type peerKind int
 
 const (
 	// peerUnknown may end both directions and drop unread bytes when it sees an end: v2ray-plugin,
-	// browsers, anything behind nginx.
+	// anything behind nginx.
 	peerUnknown peerKind = iota
+	// peerBrowser is the same, but knows of no end that a Close frame does not announce.
+	peerBrowser
 	// peerHalfCloses takes the end of the stream below as the end of one direction: kaminari.
 	peerHalfCloses
 	// peerRaimon agreed on our sign in the handshake: an empty text message.
@@ -47,6 +49,9 @@ const (
 	// quietBeforeEnd is how long an unknown peer is left to forward what it has before it sees an end.
 	quietBeforeEnd = time.Second
 )
+
+// normalClosure is the body of a Close frame after all went well.
+var normalClosure = ws.NewCloseFrameBody(ws.StatusNormalClosure, "")
 
 // CloseError says that the peer sent a Close frame where the stream had not ended.
 type CloseError struct {
@@ -555,7 +560,7 @@ func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
 
 // CloseWrite says that our direction has ended, in the way that the peer takes without loss.
 func (f *frames) CloseWrite() error {
-	if f.peer == peerUnknown {
+	if f.peer == peerUnknown || f.peer == peerBrowser {
 		if err := f.awaitQuiet(); err != nil {
 			return err
 		}
@@ -571,6 +576,11 @@ func (f *frames) CloseWrite() error {
 	f.saidEnd.Store(true)
 	if f.peer == peerRaimon {
 		return f.writeSmall(ws.OpText, nil)
+	}
+	if (f.peer == peerBrowser || f.closed.Load()) && !f.saidClose.Swap(true) {
+		if err := f.writeSmall(ws.OpClose, normalClosure); err != nil {
+			return err
+		}
 	}
 	return f.Conn.CloseWrite()
 }
@@ -603,7 +613,7 @@ func (f *frames) farewell() error {
 	if f.saidClose.Swap(true) {
 		return nil
 	}
-	return f.writeSmall(ws.OpClose, ws.NewCloseFrameBody(ws.StatusNormalClosure, ""))
+	return f.writeSmall(ws.OpClose, normalClosure)
 }
 
 // Close closes the connection at once. Where nobody is writing it ends our direction first, as the
@@ -615,7 +625,7 @@ func (f *frames) Close() error {
 			if !f.saidEnd.Swap(true) {
 				f.writeSmall(ws.OpText, nil)
 			}
-			f.writeSmall(ws.OpClose, ws.NewCloseFrameBody(ws.StatusNormalClosure, ""))
+			f.writeSmall(ws.OpClose, normalClosure)
 		}
 		f.writing.Unlock()
 	}

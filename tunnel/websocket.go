@@ -274,6 +274,8 @@ func kindOf(r *http.Request) peerKind {
 		return peerRaimon
 	case len(r.Header) == 4 && r.Header.Get("Connection") == "upgrade":
 		return peerHalfCloses // the four that must be there, in kaminari's spelling
+	case r.Header.Get("Origin") != "":
+		return peerBrowser // RFC 6455, section 4.1
 	}
 	return peerUnknown
 }

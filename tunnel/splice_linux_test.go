@@ -1,0 +1,208 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// socketPair returns the two ends of a TCP connection over loopback.
+func socketPair(t testing.TB) (a, b *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); d.Close() })
+	return c.(*net.TCPConn), d.(*net.TCPConn)
+}
+
+// noise gives the same random bytes for the same seed.
+func noise(seed byte) io.Reader { return rand.NewChaCha8([32]byte{seed}) }
+
+// flood sends n bytes of noise through the Relay between near and far, both ways, and checks them.
+func flood(t testing.TB, near, far *net.TCPConn, n int64) {
+	t.Helper()
+	errs := make(chan error, 2)
+	send := func(c *net.TCPConn, seed byte) {
+		_, err := io.CopyN(struct{ io.Writer }{c}, noise(seed), n)
+		c.CloseWrite()
+		errs <- err
+	}
+	go send(near, 1)
+	go send(far, 2)
+	for c, seed := range map[*net.TCPConn]byte{far: 1, near: 2} {
+		got, want := sha256.New(), sha256.New()
+		io.CopyN(want, noise(seed), n)
+		m, err := io.Copy(got, struct{ io.Reader }{c})
+		if err != nil || m != n {
+			t.Fatalf("received %d bytes of %d, %v", m, n, err)
+		}
+		if !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
+			t.Fatal("received other bytes than were sent")
+		}
+	}
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// relayed runs a Relay between two pairs and returns the outer ends. wrap makes the Conn of each inner one.
+func relayed(t testing.TB, wrapA, wrapB func(Conn) Conn) (near, far *net.TCPConn, done chan error) {
+	t.Helper()
+	near, a := socketPair(t)
+	b, far := socketPair(t)
+	done = make(chan error, 1)
+	go func() {
+		_, _, err := Relay(context.Background(), wrapA(a), wrapB(b), time.Minute)
+		a.Close()
+		b.Close()
+		done <- err
+	}()
+	return near, far, done
+}
+
+func bare(c Conn) Conn { return c }
+
+// TestSpliceMovesBulk checks that a flood stays in the kernel, and that no pipe is kept.
+func TestSpliceMovesBulk(t *testing.T) {
+	near, a := socketPair(t)
+	b, far := socketPair(t)
+	go func() {
+		io.CopyN(struct{ io.Writer }{near}, noise(1), 16<<20)
+		near.CloseWrite()
+	}()
+	go io.Copy(io.Discard, struct{ io.Reader }{far})
+	d := &direction{src: asSocket(a), dst: asSocket(b)}
+	for moved := 0; moved < 16<<20; {
+		n, err := d.splice()
+		if n == 0 || err != nil {
+			t.Fatalf("after %d bytes: spliced %d, %v", moved, n, err)
+		}
+		moved += n
+	}
+	if _, err := d.splice(); err != io.EOF {
+		t.Errorf("at the end: %v", err)
+	}
+	pipes.closeIdle()
+	if pipes.open != 0 {
+		t.Errorf("%d pipes are still lent", pipes.open)
+	}
+}
+
+func TestSpliceFrames(t *testing.T) {
+	w := &WebSocket{Host: "localhost", Path: "/"}
+	client := func(c Conn) Conn { return newFrames(c, true, w, peerRaimon, nil) }
+	server := func(c Conn) Conn { return newFrames(c, false, w, peerRaimon, nil) }
+	near, x := socketPair(t)
+	b, far := socketPair(t)
+	y, a := socketPair(t)
+	errs := make(chan error, 2)
+	relay := func(p, q Conn, bottoms ...*net.TCPConn) {
+		_, _, err := Relay(context.Background(), p, q, time.Minute)
+		for _, c := range bottoms {
+			c.Close()
+		}
+		errs <- err
+	}
+	go relay(x, client(y), x, y)
+	go relay(server(a), b, a, b)
+	flood(t, near, far, 64<<20)
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestWithoutPipes checks that bytes are copied when no pipe is to be had.
+func TestWithoutPipes(t *testing.T) {
+	pipes.mu.Lock()
+	open := pipes.open
+	pipes.open = maxPipes
+	idle := pipes.idle
+	pipes.idle = nil
+	pipes.mu.Unlock()
+	t.Cleanup(func() {
+		pipes.mu.Lock()
+		pipes.open, pipes.idle = open, idle
+		pipes.mu.Unlock()
+	})
+	near, far, done := relayed(t, bare, bare)
+	flood(t, near, far, 16<<20)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPipesOfUnprivilegedUser runs itself as a user whose share of pipe memory ends (pipe(7)): pipes
+// then hold 8 KiB, which is worse than copying.
+func TestPipesOfUnprivilegedUser(t *testing.T) {
+	if os.Getenv("RAIMON_TEST_PIPES") != "" {
+		var small []int
+		for range 2000 { // 8 KiB each after the share of 64 MiB
+			var fds [2]int
+			if err := syscall.Pipe2(fds[:], 0); err != nil {
+				break
+			}
+			syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[0]), 1031 /* F_SETPIPE_SZ */, 1<<20)
+			small = append(small, fds[0])
+		}
+		t.Logf("%d pipes taken before", len(small))
+		if p := openPipe(); p != nil && p.size < smallestPipe {
+			t.Errorf("a pipe of %d bytes", p.size)
+		}
+		near, far, done := relayed(t, bare, bare)
+		flood(t, near, far, 16<<20)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become another user")
+	}
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "raimon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/test", self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(dir+"/test", "-test.run=^TestPipesOfUnprivilegedUser$", "-test.v")
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "RAIMON_TEST_PIPES=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}
