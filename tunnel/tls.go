@@ -42,11 +42,28 @@ func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 	r := &records{Conn: asSocket(c)}
 	conn := tls.Server(r, t.ServerConfig)
 	if err := conn.HandshakeContext(ctx); err != nil {
+		refusePlain(c, err)
 		return nil, fmt.Errorf("tls handshake: %w", handshakeError(ctx, err))
 	}
 	state := conn.ConnectionState()
 	info.TLS, info.ServerName = &state, state.ServerName
 	return newTLSConn(conn, r), nil
+}
+
+// refusePlain answers a client that does not speak TLS: HTTP as other web servers do, anything else
+// with a reset, for nothing of what it sent has arrived anywhere.
+func refusePlain(c Conn, err error) {
+	var record tls.RecordHeaderError
+	if !errors.As(err, &record) {
+		return
+	}
+	switch string(record.RecordHeader[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
+		io.WriteString(c, "HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+		c.CloseWrite()
+	default:
+		reset(c)
+	}
 }
 
 // handshakeError prefers the reason why ctx ended to the deadline that it set.

@@ -33,6 +33,9 @@ const (
 // ErrNoTunnel says that an HTTP connection ended without having become a tunnel.
 var ErrNoTunnel = errors.New("http connection ended without a tunnel")
 
+// ErrNoAnswer says that the peer closed the connection instead of answering an upgrade.
+var ErrNoAnswer = fmt.Errorf("the peer closed the connection without an answer: %w", io.ErrUnexpectedEOF)
+
 // UpgradeError says that the peer answered HTTP, but not with an upgrade.
 type UpgradeError struct {
 	Status int // of the answer
@@ -140,7 +143,7 @@ func (h *headReader) explain(err error) error {
 	case errors.As(err, &status):
 		return &UpgradeError{Status: int(status)}
 	case errors.Is(err, io.EOF) && h.n == 0:
-		return fmt.Errorf("websocket handshake: the peer closed the connection without an answer: %w", io.ErrUnexpectedEOF)
+		return fmt.Errorf("websocket handshake: %w", ErrNoAnswer)
 	case h.n > 0 && !strings.HasPrefix(string(h.first), "HTTP/"):
 		return errors.New("websocket handshake: the peer does not answer in HTTP (one side with tls, the other without?)")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -54,6 +55,8 @@ func tlsHint(err error) string {
 		return "sni= must be a name in the edge's certificate"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "the edge's certificate has expired, or this machine's clock is wrong"
+	case errors.As(err, &upgrade) && upgrade.Status == http.StatusBadRequest, errors.Is(err, tunnel.ErrNoAnswer):
+		return "no plain WebSocket is spoken there: is tls missing in these options, or is this another port?"
 	case errors.As(err, &upgrade):
 		return "host= and path= must be the same on both sides; a 404 is what an edge answers to anything else"
 	}
