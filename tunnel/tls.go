@@ -53,13 +53,17 @@ func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 // refusePlain answers a client that does not speak TLS: HTTP as other web servers do, anything else
 // with a reset, for nothing of what it sent has arrived anywhere.
 func refusePlain(c Conn, err error) {
+	const page = "Client sent an HTTP request to an HTTPS server.\n"
 	var record tls.RecordHeaderError
 	if !errors.As(err, &record) {
+		if errors.Is(err, errCut) {
+			reset(c)
+		}
 		return
 	}
 	switch string(record.RecordHeader[:]) {
 	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
-		io.WriteString(c, "HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+		fmt.Fprintf(c, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(page), page)
 		c.CloseWrite()
 	default:
 		reset(c)
