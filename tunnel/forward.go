@@ -132,8 +132,7 @@ func (f *Forwarder) handle(ctx, draining context.Context, c Conn) error {
 	return err
 }
 
-// forward makes a tunnel of c. On an error both connections are reset, so that no cut looks like an
-// end of the stream.
+// forward makes a tunnel of c.
 func (f *Forwarder) forward(ctx context.Context, c Conn, info *Info) (sent, received int64, err error) {
 	limited, cancel := f.limit(ctx, info)
 	defer cancel()
@@ -157,12 +156,7 @@ func (f *Forwarder) forward(ctx context.Context, c Conn, info *Info) (sent, rece
 		refuse(accepted)
 		return 0, 0, context.Cause(limited)
 	}
-	sent, received, err = Relay(ctx, accepted, dialed, orDefault(f.Linger, time.Minute))
-	if err != nil {
-		reset(accepted)
-		reset(dialed)
-	}
-	return sent, received, err
+	return Relay(ctx, accepted, dialed, orDefault(f.Linger, time.Minute))
 }
 
 // limit bounds handshakes and dial; the layers may start it anew through info.
@@ -184,7 +178,9 @@ func refuse(accepted Conn) {
 	if w, ok := accepted.(*frames); ok && w.peer == peerRaimon {
 		w.hangUp(statusBadGateway)
 	}
-	reset(accepted)
+	if !hasHungUp(accepted) {
+		reset(accepted)
+	}
 }
 
 // withCause prefers the reason for which ctx ended to what that led to.

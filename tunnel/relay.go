@@ -43,12 +43,13 @@ type lingerer interface {
 // returns how many bytes went from a to b and from b to a.
 //
 // An end of stream is passed on with CloseWrite. A stream that was cut ends the other direction
-// too, and Relay returns an error; the caller then resets both connections, so that no cut looks
-// like an end. When ctx ends the tunnel is cut with the cause of ctx.
+// too, and Relay returns an error. When ctx ends the tunnel is cut with the cause of ctx.
 //
-// Linger is how long one direction may be silent after the other has ended; 0 or less means no
-// limit. Relay closes nothing. After it has returned without an error nothing is left in the
-// kernel's send buffers, so that Close loses nothing.
+// Relay closes nothing, but says what Close will do: after an error it resets both connections, so
+// that no cut looks like an end, not even one by kill -9 in the middle. Without an error nothing is
+// left in the kernel's send buffers, and Close loses nothing.
+//
+// Linger is how long one direction may be silent after the other has ended; 0 or less: no limit.
 func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received int64, err error) {
 	r := relay{linger: linger}
 	a, r.forth.pending = detach(a)
@@ -57,6 +58,7 @@ func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received
 	r.forth.src, r.forth.dst = r.a, r.b
 	r.back.src, r.back.dst = r.b, r.a
 	for _, c := range []Conn{r.a, r.b} {
+		reset(c)
 		if k, ok := c.(keeper); ok {
 			defer k.keepAlive()()
 		}
@@ -71,6 +73,11 @@ func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received
 	r.run(&r.forth)
 	<-back
 	r.settle(ctx)
+	for _, c := range []Conn{r.a, r.b} {
+		if r.err == nil || hasHungUp(c) {
+			letEnd(c)
+		}
+	}
 	return r.forth.moved.Load(), r.back.moved.Load(), r.err
 }
 

@@ -97,15 +97,23 @@ func bottom(c Conn) Conn {
 	}
 }
 
-// reset makes the coming Close of c tell the peer that the stream was cut (RST), where its kind can.
-// A WebSocket that has hung up with a Close frame is left to deliver it.
-func reset(c Conn) {
-	if f, ok := c.(*frames); ok && f.hungUp.Load() {
-		return
-	}
+// reset makes the coming Close of c, also by the death of this process, tell the peer that the stream
+// was cut (RST), where its kind can.
+func reset(c Conn) { linger(c, 0) }
+
+// letEnd makes the coming Close of c an ordinary one again.
+func letEnd(c Conn) { linger(c, -1) }
+
+func linger(c Conn, seconds int) {
 	if l, ok := bottom(c).(interface{ SetLinger(int) error }); ok {
-		l.SetLinger(0)
+		l.SetLinger(seconds)
 	}
+}
+
+// hasHungUp tells whether c has said in a Close frame why it ends, which a reset would overtake.
+func hasHungUp(c Conn) bool {
+	f, ok := c.(*frames)
+	return ok && f.hungUp.Load()
 }
 
 // prefixed is a connection from which bytes were read ahead: a proxy's answer may bring the first

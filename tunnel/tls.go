@@ -208,6 +208,9 @@ func (c *tlsConn) take() (*buffer, error) {
 		if _, ok := err.(wouldBlock); ok {
 			c.dry, err = true, nil
 		}
+		if err != nil {
+			c.dry = false // crypto/tls gives the same error again
+		}
 		if b.len() == 0 {
 			b.free()
 			b = nil
