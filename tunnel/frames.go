@@ -180,13 +180,20 @@ func (f *frames) Read(p []byte) (int, error) {
 func (f *frames) readBelow(p []byte) (int, error) {
 	if len(f.pending) > 0 {
 		n := copy(p, f.pending)
-		f.pending = f.pending[n:]
+		f.took(n)
 		return n, nil
 	}
 	f.waits()
 	n, err := f.Conn.Read(p)
 	f.came(n)
 	return n, err
+}
+
+// took drops the first n bytes of pending, and its memory with the last.
+func (f *frames) took(n int) {
+	if f.pending = f.pending[n:]; len(f.pending) == 0 {
+		f.pending = nil
+	}
 }
 
 // readBuffer reads into a pooled buffer and takes the frame headers out of it in place.
@@ -217,7 +224,7 @@ func (f *frames) readBufferBelow(limit int) (*buffer, error) {
 		b := newBuffer()
 		n := copy(b.room(bufferSize), f.pending)
 		b.end += n
-		f.pending = f.pending[n:]
+		f.took(n)
 		return b, nil
 	}
 	f.waits()
