@@ -37,6 +37,19 @@ type Info struct {
 	draining context.Context // ends when nothing new is to begin; nil: never
 }
 
+// untilDraining returns ctx for what is not worth waiting for when nothing new is to begin.
+func (i *Info) untilDraining(ctx context.Context) (context.Context, func()) {
+	if i.draining == nil {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(i.draining, func() { cancel(errDrained) })
+	return ctx, func() {
+		unhook()
+		cancel(nil)
+	}
+}
+
 // startLimit gives the handshake and the dial that follows it their time, from now on. A later
 // request of an HTTP connection begins anew.
 func (i *Info) startLimit() {

@@ -25,11 +25,10 @@ type controls struct {
 	stopped bool
 	timer   *time.Timer
 
-	pinged   time.Time // when the oldest unanswered Ping was sent; zero: none is out
-	atPing   int64     // data frames written before that
-	digested int64     // data frames written before the last Ping that was answered
-	answers  bool      // a Pong has ever come
-	lastPong atomic.Int64
+	pinged   time.Time   // when the oldest unanswered Ping was sent; zero: none is out
+	atPing   int64       // data frames written before that
+	digested int64       // data frames written before the last Ping that was answered
+	answers  bool        // a Pong has ever come
 	dead     atomic.Bool // it is declared
 	hungUp   atomic.Bool // we have ended the connection with a Close frame of our own
 }
@@ -178,8 +177,6 @@ func (f *frames) sendPing() {
 
 // ponged notes a Pong.
 func (f *frames) ponged() {
-	now := time.Now()
-	f.lastPong.Store(now.UnixNano())
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.answers = true
@@ -188,10 +185,11 @@ func (f *frames) ponged() {
 	}
 }
 
-// heard is when the peer last sent a Pong; only another raimon keeps a silent tunnel open that way.
+// heard is when anything last came; only from another raimon is that proof that a silent tunnel is
+// wanted: its Pings and Pongs come for hours.
 func (f *frames) heard() time.Time {
-	if f.peer != peerRaimon || f.lastPong.Load() == 0 {
+	if f.peer != peerRaimon {
 		return time.Time{}
 	}
-	return time.Unix(0, f.lastPong.Load())
+	return time.Unix(0, f.lastRead.Load())
 }

@@ -65,7 +65,7 @@ func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
 				return fmt.Errorf("accept: %w", err)
 			}
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			f.log().Error("accept", "error", err, "retry_in", pause.String())
+			f.withHint(f.log(), err).Error("accept", "error", err, "retry_in", pause.String())
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
@@ -113,11 +113,7 @@ func (f *Forwarder) handle(ctx, draining context.Context, c Conn) error {
 		log = log.With("sni", info.ServerName)
 	}
 	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
-	if err != nil && f.Hint != nil {
-		if hint := f.Hint(err); hint != "" {
-			log = log.With("hint", hint)
-		}
-	}
+	log = f.withHint(log, err)
 	switch {
 	case err == nil:
 		log.Debug("tunnel closed", traffic)
@@ -206,6 +202,14 @@ func hasLeft(c Conn) bool {
 	c.SetReadDeadline(time.Now().Add(time.Millisecond))
 	n, err := c.Read(make([]byte, 1))
 	return n == 0 && (err == io.EOF || errors.Is(err, net.ErrClosed) || isReset(err))
+}
+
+// withHint adds to log what a user can do about err.
+func (f *Forwarder) withHint(log *slog.Logger, err error) *slog.Logger {
+	if err == nil || f.Hint == nil || f.Hint(err) == "" {
+		return log
+	}
+	return log.With("hint", f.Hint(err))
 }
 
 func (f *Forwarder) log() *slog.Logger {

@@ -102,7 +102,9 @@ func (r *relay) run(d *direction) {
 		}
 	}
 	if err != nil {
-		r.failed(d, err)
+		if r.failed(d, err) {
+			d.discard()
+		}
 		return
 	}
 	r.finished()
@@ -119,6 +121,9 @@ func (r *relay) finished() {
 	r.mu.Lock()
 	r.ended++
 	both := r.ended == 2
+	if r.err != nil {
+		r.cut(r.err) // the last words are said
+	}
 	if !both && r.linger > 0 && r.err == nil {
 		r.touch()
 		r.watch = time.AfterFunc(r.linger, r.look)
@@ -168,19 +173,23 @@ func (r *relay) lastSign() time.Time {
 }
 
 // failed ends the tunnel because of d. Where d's receiver takes no more, what it still has to say
-// is carried first: a server that answers and hangs up in the middle of an upload is heard.
-func (r *relay) failed(d *direction, err error) {
+// is carried first: a server that answers and hangs up in the middle of an upload is heard. Its
+// client may listen only once the upload is done, so the caller then discards the rest of it.
+func (r *relay) failed(d *direction, err error) (lastWordsToCome bool) {
 	var w writeError
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err == nil && errors.As(err, &w) && !errors.Is(err, os.ErrDeadlineExceeded) {
 		r.err, r.refused = w.error, true
 		if r.ended == 0 {
-			d.dst.SetReadDeadline(time.Now().Add(lastWords))
-			return
+			soon := time.Now().Add(lastWords)
+			d.dst.SetReadDeadline(soon)
+			d.src.SetDeadline(soon)
+			return true
 		}
 	}
 	r.cut(err)
+	return false
 }
 
 func (r *relay) abort(err error) {
@@ -211,7 +220,7 @@ func (r *relay) settle(ctx context.Context) {
 	switch {
 	case r.err == nil:
 		awaitSent(ctx, r.linger, r.a, r.b)
-	case r.refused:
+	case r.refused && r.ended > 0:
 		awaitSent(ctx, lastWords, r.a, r.b)
 	}
 }
@@ -283,6 +292,17 @@ func (d *direction) copyBuffer() error {
 		d.count(n)
 	}
 	return err
+}
+
+// discard reads src until it ends or its deadline passes.
+func (d *direction) discard() {
+	for {
+		b, err := readBuffer(d.src, bufferSize)
+		b.free()
+		if err != nil {
+			return
+		}
+	}
 }
 
 func (d *direction) count(n int) {

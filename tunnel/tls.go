@@ -39,6 +39,8 @@ func (t *TLS) Client(ctx context.Context, c Conn) (Conn, error) {
 
 // Server does the handshake of the side that accepted, and notes server name and state in info.
 func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
+	ctx, stop := info.untilDraining(ctx)
+	defer stop()
 	r := &records{Conn: asSocket(c)}
 	conn := tls.Server(r, t.ServerConfig)
 	if err := conn.HandshakeContext(ctx); err != nil {

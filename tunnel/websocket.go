@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -169,7 +170,12 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if info.draining != nil {
-		defer context.AfterFunc(info.draining, func() { server.SetKeepAlivesEnabled(false) })()
+		defer context.AfterFunc(info.draining, func() {
+			server.SetKeepAlivesEnabled(false)
+			if !visit.busy.Load() {
+				server.Close()
+			}
+		})()
 	}
 	server.Serve(&visitListener{conn: visit.conn}) // returns at once; the connection has its goroutine
 	<-visit.ended
@@ -199,6 +205,7 @@ type visit struct {
 	info   *Info
 	conn   *borrowed
 	tunnel *upgrade
+	busy   atomic.Bool // a request is being read or answered
 	once   sync.Once
 	ended  chan struct{} // closed when net/http is done with the connection
 }
@@ -214,8 +221,10 @@ type upgrade struct {
 func (v *visit) state(_ net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateActive:
+		v.busy.Store(true)
 		v.info.startLimit()
 	case http.StateIdle:
+		v.busy.Store(false)
 		v.info.stopLimit()
 	case http.StateClosed:
 		v.once.Do(func() { close(v.ended) })

@@ -241,7 +241,9 @@ func (i *invocation) lifetime() (context.Context, func()) {
 		if i.job.Plugin {
 			os.Exit(ExitOK)
 		}
-		i.job.Log.Info("shutting down", "drain", i.job.Options.Drain.String())
+		if i.job.Word == "" {
+			i.job.Log.Info("shutting down", "drain", i.job.Options.Drain.String())
+		}
 		cancel()
 		<-signals
 		os.Exit(ExitFailed)

@@ -77,6 +77,8 @@ func networkHint(err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "another program listens there (on Linux, ss -ltnp shows which): stop it or choose another port"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "each tunnel takes two files: raise the limit (ulimit -n, or LimitNOFILE= in a systemd unit)"
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && listening:
 		return "this machine does not have that address; to listen on all, leave the host empty, as in :443"
 	case listening && errors.Is(err, os.ErrPermission):
