@@ -236,6 +236,9 @@ func (i *invocation) lifetime() (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if i.Side == options.Client && !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP) // a closed terminal; ssh to its ProxyCommand
+	}
 	go func() {
 		<-signals
 		if i.job.Plugin {

@@ -45,6 +45,7 @@ func tlsHint(err error) string {
 		invalid   x509.CertificateInvalidError
 		upgrade   *tunnel.UpgradeError
 		pin       *tunnel.PinError
+		closed    *tunnel.CloseError
 	)
 	switch {
 	case errors.As(err, &pin):
@@ -55,10 +56,12 @@ func tlsHint(err error) string {
 		return "sni= must be a name in the edge's certificate"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "the edge's certificate has expired, or this machine's clock is wrong"
-	case errors.As(err, &upgrade) && upgrade.Status == http.StatusBadRequest, errors.Is(err, tunnel.ErrNoAnswer):
-		return "no plain WebSocket is spoken there: is tls missing in these options, or is this another port?"
+	case errors.Is(err, tunnel.ErrNoAnswer):
+		return noPlainWebSocket
 	case errors.As(err, &upgrade):
-		return "host= and path= must be the same on both sides; a 404 is what an edge answers to anything else"
+		return upgradeHint(upgrade.Status)
+	case errors.As(err, &closed) && closed.Code == 1014:
+		return "the edge's log says why"
 	}
 	switch text := err.Error(); {
 	case strings.Contains(text, "first record does not look like a TLS handshake"):
@@ -68,6 +71,21 @@ func tlsHint(err error) string {
 		return "kaminaris without ocsp= sends an empty OCSP staple, which is not valid TLS: give it ocsp= and any file that is not empty, or run raimons there"
 	}
 	return ""
+}
+
+const noPlainWebSocket = "no plain WebSocket is spoken there: is tls missing here, or is this another port?"
+
+// upgradeHint explains an HTTP status in place of a tunnel.
+func upgradeHint(status int) string {
+	switch {
+	case status == http.StatusBadRequest:
+		return noPlainWebSocket
+	case status >= 500:
+		return "a web server or CDN in front of the edge answers: it cannot reach the edge, or does not pass WebSocket upgrades on"
+	case status == http.StatusNotFound:
+		return "host= and path= must be the same on both sides; a 404 is what an edge answers to anything else"
+	}
+	return "another web server answers there: check the address, host= and path="
 }
 
 func networkHint(err error) string {

@@ -115,7 +115,8 @@ var table = []option{
 	},
 	{
 		key: "0rtt", sides: both, group: "TLS", needs: "tls",
-		help: "keep what resumes sessions across restarts; early data is not sent and not accepted",
+		help: "keep session tickets across restarts, so that the first connection of the day resumes; this is not " +
+			"early data; a server takes the option and does nothing",
 		set:  func(o *Options, _ string) error { o.ZeroRTT = true; return nil },
 	},
 
