@@ -198,7 +198,7 @@ func (t *Tickets) warn(message string, err error) {
 		return
 	}
 	t.warned = true
-	t.Log.Warn(message, "file", t.File, "err", err)
+	t.Log.Warn(message, "file", t.File, "error", err)
 }
 
 // editTicketFile reads the file, changes it and replaces it, all under a lock between processes. What is in

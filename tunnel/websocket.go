@@ -168,16 +168,24 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 		ErrorLog:          log.New(io.Discard, "", 0),
 		ConnState:         visit.state,
 	}
-	defer context.AfterFunc(ctx, func() { server.Close() })()
+	hangUp := func() {
+		server.Close()
+		visit.conn.Close() // which server does not know yet if it has only just begun
+	}
+	defer context.AfterFunc(ctx, hangUp)()
 	if info.draining != nil {
 		defer context.AfterFunc(info.draining, func() {
 			server.SetKeepAlivesEnabled(false)
 			if !visit.busy.Load() {
-				server.Close()
+				hangUp()
 			}
 		})()
 	}
-	server.Serve(&visitListener{conn: visit.conn}) // returns at once; the connection has its goroutine
+	visitors := &visitListener{conn: visit.conn}
+	server.Serve(visitors) // returns at once; the connection has its goroutine
+	if visitors.conn != nil {
+		return nil, ErrNoTunnel // hung up before it began
+	}
 	<-visit.ended
 
 	if visit.tunnel == nil {

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -193,6 +194,12 @@ func (i *invocation) wordFix(word string) string {
 		return "raimonc is the client: the server is raimons"
 	case i.Side == options.Server && (word == "client" || word == "stdio"):
 		return "raimons is the server: the client is raimonc"
+	}
+	if _, err := strconv.ParseUint(word, 10, 16); err == nil {
+		return "a port stands behind a colon: write :" + word
+	}
+	if strings.Contains(word, ".") {
+		return "an address ends with its port: write " + word + ":443"
 	}
 	return "an address is host:port, :port or unix:/path; " + i.Side.String() + " -h shows all"
 }

@@ -117,7 +117,7 @@ var table = []option{
 		key: "0rtt", sides: both, group: "TLS", needs: "tls",
 		help: "keep session tickets across restarts, so that the first connection of the day resumes; this is not " +
 			"early data; a server takes the option and does nothing",
-		set:  func(o *Options, _ string) error { o.ZeroRTT = true; return nil },
+		set: func(o *Options, _ string) error { o.ZeroRTT = true; return nil },
 	},
 
 	{

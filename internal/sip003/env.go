@@ -53,7 +53,7 @@ func FromEnvironment(lookup func(string) (string, bool), server bool) (*Env, err
 	}
 	if missing != nil {
 		return nil, &envError{
-			fmt.Sprintf("shadowsocks plugin: %s not set, though %s is", join(missing), join(present)),
+			fmt.Sprintf("shadowsocks plugin: missing %s next to %s", join(missing), join(present)),
 			fmt.Sprintf("unset %s to use the command line, or let shadowsocks start this as its plugin", join(present)),
 		}
 	}

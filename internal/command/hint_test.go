@@ -1,0 +1,58 @@
+package command
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"raimon/internal/options"
+	"raimon/tunnel"
+)
+
+func TestHint(t *testing.T) {
+	_, missing := options.Parse(options.Server, "tls")
+	listen := func(err syscall.Errno) error {
+		return &net.OpError{Op: "listen", Net: "tcp", Err: os.NewSyscallError("bind", err)}
+	}
+	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
+	for name, test := range map[string]struct {
+		err  error
+		want string // a part of it; empty: no hint
+	}{
+		"nothing known":      {errors.New("no idea"), ""},
+		"end of stream":      {io.EOF, ""},
+		"own hint":           {&ConfigError{fs.ErrNotExist, "look elsewhere"}, "look elsewhere"},
+		"option":             {missing, "servername=example.com"},
+		"other key":          {&tunnel.PinError{Got: "abc="}, "pin=abc="},
+		"unknown CA":         {x509.UnknownAuthorityError{}, "ca=<file>"},
+		"other name":         {x509.HostnameError{Certificate: &x509.Certificate{}}, "sni="},
+		"expired":            {x509.CertificateInvalidError{Reason: x509.Expired}, "clock"},
+		"no TLS there":       {tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}, "does not speak TLS"},
+		"no upgrade":         {&tunnel.UpgradeError{Status: 404}, "host= and path="},
+		"port in use":        {listen(syscall.EADDRINUSE), "another program listens there"},
+		"foreign address":    {listen(syscall.EADDRNOTAVAIL), ":443"},
+		"low port":           {listen(syscall.EACCES), "root"},
+		"nobody listens":     {dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "nothing listens there"},
+		"no such name":       {dial(&net.DNSError{IsNotFound: true}), "does not resolve"},
+		"name server away":   {dial(&net.DNSError{IsTimeout: true}), ""},
+		"too slow":           {tunnel.ErrTimeout, "timeout="},
+		"no such file":       {&fs.PathError{Op: "open", Path: "x", Err: fs.ErrNotExist}, "check the path"},
+		"unreadable file":    {&fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, "owner and mode"},
+		"no right to listen": {fmt.Errorf("listen: %w", listen(syscall.EPERM)), "root"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := Hint(fmt.Errorf("some step: %w", test.err))
+			if (test.want == "") != (got == "") || !strings.Contains(got, test.want) {
+				t.Errorf("hint of %v: %q, want one with %q", test.err, got, test.want)
+			}
+		})
+	}
+}
