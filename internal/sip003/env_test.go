@@ -38,8 +38,8 @@ func TestFromEnvironment(t *testing.T) {
 			want: &Env{Listen: []string{"b:1"}, Dial: "a:65535", Options: `ws;host=a\;b`},
 		},
 
-		"one":                  {env: env{"SS_LOCAL_HOST": "a"}, err: "SS_REMOTE_HOST, SS_REMOTE_PORT and SS_LOCAL_PORT not set, though SS_LOCAL_HOST is"},
-		"three":                {env: vars("a", "1", "b", ""), err: "SS_LOCAL_PORT not set"},
+		"one":                  {env: env{"SS_LOCAL_HOST": "a"}, err: "missing SS_REMOTE_HOST, SS_REMOTE_PORT and SS_LOCAL_PORT next to SS_LOCAL_HOST"},
+		"three":                {env: vars("a", "1", "b", ""), err: "missing SS_LOCAL_PORT"},
 		"port 0":               {env: vars("a", "0", "b", "1"), err: `SS_REMOTE_PORT: "0" is not a port`},
 		"port 65536":           {env: vars("a", "1", "b", "65536"), err: `SS_LOCAL_PORT: "65536" is not a port`},
 		"port by name":         {env: vars("a", "https", "b", "1"), err: `SS_REMOTE_PORT: "https" is not a port`},
