@@ -145,7 +145,7 @@ func newFrames(c Conn, client bool, w *WebSocket, peer peerKind, pending []byte)
 	if client {
 		f.state = ws.StateClientSide
 		if f.mask == MaskFixed {
-			f.key = ws.NewMask()
+			f.key = f.newKey()
 		}
 	}
 	now := time.Now().UnixNano()
@@ -531,11 +531,21 @@ func (f *frames) wrote() {
 func (f *frames) nextHeader(op ws.OpCode, length int) ws.Header {
 	h := ws.Header{Fin: true, OpCode: op, Masked: f.client, Length: int64(length)}
 	if f.client && f.mask == MaskStandard {
-		h.Mask = ws.NewMask()
+		h.Mask = f.newKey()
 	} else {
 		h.Mask = f.key
 	}
 	return h
+}
+
+// newKey is a random mask key. Kaminari's server begins the key anew after each partial read of a
+// frame, which damages the payload unless all four bytes are the same.
+func (f *frames) newKey() [4]byte {
+	key := ws.NewMask()
+	if f.peer == peerHalfCloses {
+		key = [4]byte{key[0], key[0], key[0], key[0]}
+	}
+	return key
 }
 
 func (f *frames) cipher(p []byte, key [4]byte, at int) {

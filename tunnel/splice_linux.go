@@ -124,7 +124,7 @@ type socketWriter struct {
 	try  func(fd uintptr) bool
 	head []byte
 	p    *pipe
-	part bool // something of it has been sent
+	part bool // the last splice of this attempt has sent something, but less than asked
 	err  error
 }
 
@@ -199,14 +199,14 @@ func (s *socket) drainAfter(head []byte, p *pipe) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	w := &s.writer
-	w.head, w.p, w.part, w.err = head, p, false, nil
+	w.head, w.p, w.err = head, p, nil
 	err := s.raw.Write(w.try)
 	if err == nil {
 		err = w.err
 	}
 	s.noteReset(err)
 	if w.part && errors.Is(err, unix.EPIPE) {
-		// splice(2) that has sent something keeps the error for itself, and the next one only hears
+		// A splice(2) that has sent something keeps the error for itself, and the next one only hears
 		// that nothing can be sent: it may have been a reset.
 		s.reset = true
 	}
@@ -216,6 +216,7 @@ func (s *socket) drainAfter(head []byte, p *pipe) error {
 
 func (s *socket) tryDrain(fd uintptr) bool {
 	w := &s.writer
+	w.part = false
 	for len(w.head) > 0 {
 		n, err := retryEINTR(func() (int, error) {
 			return unix.SendmsgN(int(fd), w.head, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
@@ -244,8 +245,8 @@ func (s *socket) tryDrain(fd uintptr) bool {
 			w.err = os.NewSyscallError("splice", err)
 			return true
 		}
+		w.part = n < w.p.n
 		w.p.n -= n
-		w.part = true
 	}
 	return true
 }

@@ -66,7 +66,7 @@ func (e *ConfigError) Hint() string { return e.Fix }
 
 // Main runs p with the arguments and environment of this process and returns its exit status.
 func Main(p *Program) int {
-	i := &invocation{Program: p, stdout: os.Stdout, stderr: os.Stderr}
+	i := &invocation{Program: p, parent: os.Getppid(), stdout: os.Stdout, stderr: os.Stderr}
 	if err := i.parse(os.Args[1:], os.LookupEnv); err != nil {
 		return i.fail(err)
 	}
@@ -84,6 +84,7 @@ func Main(p *Program) int {
 // invocation is one start of a program.
 type invocation struct {
 	*Program
+	parent         int // process id
 	stdout, stderr io.Writer
 	job            *Job
 	done           bool // -h or -version have been answered
@@ -260,7 +261,7 @@ func (i *invocation) lifetime() (context.Context, func()) {
 	}()
 	if i.job.Plugin {
 		go func() {
-			if sip003.WatchParent(ctx) == nil {
+			if sip003.WatchParent(ctx, i.parent) == nil {
 				os.Exit(ExitOK)
 			}
 		}()

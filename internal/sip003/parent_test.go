@@ -48,7 +48,7 @@ func playParent() int {
 func playChild() int {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	err := WatchParent(&watchedContext{Context: ctx, watched: func() { fmt.Println("watching") }})
+	err := WatchParent(&watchedContext{Context: ctx, watched: func() { fmt.Println("watching") }}, os.Getppid())
 	fmt.Println("ended:", err)
 	return 0
 }
@@ -126,7 +126,7 @@ func readLine(t testing.TB, r *bufio.Reader) string {
 func TestWatchParentContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	// The parent, go test, lives: only the end of ctx ends this.
-	err := WatchParent(&watchedContext{Context: ctx, watched: cancel})
+	err := WatchParent(&watchedContext{Context: ctx, watched: cancel}, os.Getppid())
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}

@@ -4,20 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+
 	"syscall"
 )
 
-// WatchParent returns nil when the parent process has ended, and ctx's error when ctx ends first. Another error means
+// WatchParent returns nil when the parent process, whose id os.Getppid told, has ended, and ctx's error when ctx ends first. Another error means
 // that the parent cannot be watched.
 //
 // Windows never changes the parent's id, even where another process has taken it over; that one is younger than us.
-func WatchParent(ctx context.Context) error {
+func WatchParent(ctx context.Context, process int) error {
 	const (
 		processQueryLimitedInformation = 0x1000
 		errorInvalidParameter          = syscall.Errno(87) // no process has that id
 	)
-	parent, err := syscall.OpenProcess(syscall.SYNCHRONIZE|processQueryLimitedInformation, false, uint32(os.Getppid()))
+	parent, err := syscall.OpenProcess(syscall.SYNCHRONIZE|processQueryLimitedInformation, false, uint32(process))
 	if errors.Is(err, errorInvalidParameter) {
 		return nil
 	}
