@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -388,9 +387,12 @@ func (f *frames) frameDone() {
 func (f *frames) closing(body []byte) {
 	code := ws.StatusNoStatusRcvd
 	reason := ""
-	if len(body) >= 2 {
-		code = ws.StatusCode(binary.BigEndian.Uint16(body))
-		reason = string(bytes.ToValidUTF8(body[2:], []byte("?")))
+	if len(body) > 0 {
+		code, reason = ws.ParseCloseFrameData(body)
+		if err := ws.CheckCloseFrameData(code, reason); err != nil && !registeredLater(code) {
+			f.violation(err)
+			return
+		}
 	}
 	f.closed.Store(true)
 	f.readErr = &CloseError{Code: int(code), Reason: reason}
@@ -402,6 +404,9 @@ func (f *frames) closing(body []byte) {
 	}
 	f.answerClose(code)
 }
+
+// registeredLater tells of codes that IANA has and gobwas does not know.
+func registeredLater(code ws.StatusCode) bool { return code >= 1012 && code <= statusBadGateway }
 
 // violation ends the connection with Close 1002 (RFC 6455, section 7.4.1).
 func (f *frames) violation(err error) {

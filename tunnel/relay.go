@@ -154,6 +154,13 @@ func (r *relay) look() {
 	if r.err != nil || r.watch == nil {
 		return
 	}
+	for _, c := range []Conn{r.a, r.b} {
+		// Nobody reads an end that has ended: what became of it shows only here.
+		if s, ok := bottomSocket(c); ok && r.ended < 2 && s.isDead() {
+			r.cut(errCut)
+			return
+		}
+	}
 	if left := r.linger - time.Since(r.lastSign()); left > 0 {
 		r.watch.Reset(left)
 		return
