@@ -148,13 +148,13 @@ func (f *frames) beat() {
 }
 
 // isDead tells whether the peer owes us a Pong that nothing but its death explains. It must have
-// answered before, or be raimon; it must have had nothing to digest since, for a Ping behind data waits until the
+// answered before; it must have had nothing to digest since, for a Ping behind data waits until the
 // data is taken; and we must have been reading, or the Pong may be here already.
 func (f *frames) isDead() bool {
 	waits := f.waitsSince.Load()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return (f.answers || f.peer == peerRaimon) && !f.pinged.IsZero() && time.Since(f.pinged) >= f.interval &&
+	return f.answers && !f.pinged.IsZero() && time.Since(f.pinged) >= f.interval &&
 		f.digested == f.written.Load() && waits != 0 && waits <= f.pinged.UnixNano()
 }
 

@@ -1,0 +1,4 @@
+// Package interop holds the tests against programs of others: install.sh gets them, "make interop" runs the tests.
+//
+// They need the build tag interop. A program that is not there fails its test and names itself.
+package interop
