@@ -113,17 +113,16 @@ func (f *Forwarder) handle(ctx, draining context.Context, c Conn) error {
 		log = log.With("sni", info.ServerName)
 	}
 	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
-	log = f.withHint(log, err)
 	switch {
 	case err == nil:
 		log.Debug("tunnel closed", traffic)
 	case isStray(err) || sent+received == 0 && hasLeft(c):
 		// Whoever probes a port is gone before there is anything to say.
 		log.Debug("no tunnel", "error", err)
-	case isReset(err):
+	case isReset(err) && !isUnreached(err):
 		log.Debug("tunnel reset", "error", err, traffic) // programs do that all the time
 	default:
-		log.Warn("tunnel failed", "error", err, traffic)
+		f.withHint(log, err).Warn("tunnel failed", "error", err, traffic)
 	}
 	return err
 }
@@ -139,13 +138,13 @@ func (f *Forwarder) forward(ctx context.Context, c Conn, info *Info) (sent, rece
 	bare, err := f.Dial(limited, info)
 	if err != nil {
 		refuse(accepted)
-		return 0, 0, withCause(limited, err)
+		return 0, 0, unreachedError{withCause(limited, err)}
 	}
 	defer bare.Close()
 	dialed, err := f.Connect.Client(limited, bare)
 	if err != nil {
 		refuse(accepted)
-		return 0, 0, withCause(limited, err)
+		return 0, 0, unreachedError{withCause(limited, err)}
 	}
 	info.stopLimit()
 	if limited.Err() != nil {
@@ -197,6 +196,16 @@ func isStray(err error) bool {
 	return errors.As(err, &s)
 }
 
+// unreachedError says that there was nobody to carry a tunnel to. A reset is no everyday event then.
+type unreachedError struct{ error }
+
+func (e unreachedError) Unwrap() error { return e.error }
+
+func isUnreached(err error) bool {
+	var u unreachedError
+	return errors.As(err, &u)
+}
+
 // hasLeft tells whether the peer has closed its side of c without having sent anything more.
 func hasLeft(c Conn) bool {
 	c.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -206,7 +215,7 @@ func hasLeft(c Conn) bool {
 
 // withHint adds to log what a user can do about err.
 func (f *Forwarder) withHint(log *slog.Logger, err error) *slog.Logger {
-	if err == nil || f.Hint == nil || f.Hint(err) == "" {
+	if f.Hint == nil || f.Hint(err) == "" {
 		return log
 	}
 	return log.With("hint", f.Hint(err))

@@ -208,7 +208,9 @@ func (r *relay) abort(err error) {
 // cut wakes everything that waits on either end. The first reason is the one that counts; once both
 // directions have ended everything has arrived, and an unanswered farewell matters to nobody.
 func (r *relay) cut(err error) {
-	if r.err == nil && r.ended < 2 {
+	// Why the peer hung up says more than that it takes nothing any more.
+	var closed *CloseError
+	if r.err == nil && r.ended < 2 || r.refused && errors.As(err, &closed) {
 		r.err = err
 	}
 	r.a.SetDeadline(past)

@@ -105,6 +105,8 @@ func networkHint(err error) string {
 		return "the name does not resolve here: check its spelling and this machine's DNS"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nothing listens there: is the program behind it running, and on that port?"
+	case errors.Is(err, syscall.ECONNRESET):
+		return "the other side, or something between, hangs up: another port, or a filter?"
 	case errors.Is(err, tunnel.ErrTimeout):
 		return "no answer in time: a firewall, a wrong port, or a slow network (timeout= allows more)"
 	case errors.Is(err, fs.ErrNotExist):
