@@ -425,7 +425,7 @@ func scripted(t *testing.T) (app *tunneltest.PipeConn, edge *tunneltest.PipeConn
 // swallow reads frames and answers the first pongs Pings.
 func swallow(edge *tunneltest.PipeConn, pongs int) {
 	for {
-		f, err := ws.ReadFrame(edge)
+		f, err := tunneltest.ReadFrame(edge)
 		if err != nil {
 			return
 		}
@@ -493,7 +493,7 @@ func TestPingIsAnsweredAtTheNextFrameBoundary(t *testing.T) {
 	var received []byte
 	pongs := 0
 	for {
-		f, err := ws.ReadFrame(edge)
+		f, err := tunneltest.ReadFrame(edge)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -219,7 +219,7 @@ func oneSplitFrame(edge, mask string) error {
 	// The first half comes back: the server has read it apart.
 	var got []byte
 	for len(got) < len(payload)-len("echo\n") {
-		answer, err := ws.ReadFrame(c)
+		answer, err := tunneltest.ReadFrame(c)
 		if err != nil {
 			return err
 		}
