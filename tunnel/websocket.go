@@ -27,6 +27,8 @@ const (
 
 	// maxHead bounds what an HTTP head may bring.
 	maxHead = 64 << 10
+	// headLimit is how long the head of a visitor's later request may take.
+	headLimit = 10 * time.Second
 	// siteIdle is how long a visitor's connection is kept between requests.
 	siteIdle = time.Minute
 )
@@ -161,12 +163,17 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
 	server := &http.Server{
 		Handler:           visit,
-		ReadHeaderTimeout: siteIdle, // the limit on info ends it sooner
+		ReadHeaderTimeout: headLimit, // of later requests; the limit on info ends a first one
 		IdleTimeout:       siteIdle,
 		MaxHeaderBytes:    maxHead,
 		Protocols:         &protocols,
 		ErrorLog:          log.New(io.Discard, "", 0),
 		ConnState:         visit.state,
+	}
+	if w.Site == nil {
+		// Whoever sends a body that nobody reads, or does not read the answer, is not kept for ever.
+		server.ReadTimeout, server.WriteTimeout = siteIdle, siteIdle
+		server.HTTP2 = &http.HTTP2Config{WriteByteTimeout: siteIdle}
 	}
 	hangUp := func() {
 		server.Close()
