@@ -1,0 +1,141 @@
+package tunnel_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"testing"
+
+	"raimon/internal/tunneltest"
+	"raimon/tunnel"
+)
+
+// handshake shakes hands over a new loopback connection, sends a byte each way, so that tickets
+// arrive, and returns what the edge knows of the connection.
+func handshake(t testing.TB, client, server *tunnel.TLS) (*tunnel.Info, error) {
+	t.Helper()
+	dialed, accepted := tunneltest.Pair(t)
+	info := &tunnel.Info{}
+	served := make(chan error, 1)
+	go func() {
+		c, err := server.Server(context.Background(), accepted, info)
+		if err == nil {
+			_, err = io.CopyN(c, c, 1)
+		} else {
+			accepted.Close()
+		}
+		served <- err
+	}()
+	c, err := client.Client(context.Background(), dialed)
+	if err == nil {
+		if _, err = c.Write([]byte("x")); err == nil {
+			_, err = io.ReadFull(c, make([]byte, 1))
+		}
+	}
+	dialed.Close()
+	if serr := <-served; err == nil && serr != nil {
+		t.Errorf("edge: %v", serr)
+	}
+	return info, err
+}
+
+func TestSecondConnectionResumes(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	server := &tunnel.TLS{ServerConfig: &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}}}
+	tunnel.ServeALPN(server.ServerConfig, "h2", "http/1.1")
+	client := &tunnel.TLS{ClientConfig: &tls.Config{RootCAs: ca.Pool, ServerName: "localhost", ClientSessionCache: &tunnel.Tickets{}}}
+	for i, want := range []bool{false, true, true} {
+		info, err := handshake(t, client, server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.TLS.DidResume != want {
+			t.Errorf("connection %d: resumed %v, want %v", i, info.TLS.DidResume, want)
+		}
+		if info.ServerName != "localhost" {
+			t.Errorf("connection %d: server name %q", i, info.ServerName)
+		}
+	}
+}
+
+// A pin is checked on a resumed connection too: a session from before must not get around it.
+func TestPin(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	cert := ca.Issue(t, "localhost")
+	server := &tunnel.TLS{ServerConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}
+	right := sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo)
+	wrong := sha256.Sum256([]byte("another key"))
+	tickets := &tunnel.Tickets{}
+	client := func(pin [32]byte) *tunnel.TLS {
+		return &tunnel.TLS{ClientConfig: &tls.Config{
+			ServerName: "localhost", InsecureSkipVerify: true, ClientSessionCache: tickets,
+			VerifyConnection: tunnel.VerifyPins([][]byte{pin[:]}),
+		}}
+	}
+	if _, err := handshake(t, client(right), server); err != nil {
+		t.Fatal(err)
+	}
+	var pinError *tunnel.PinError
+	if _, err := handshake(t, client(wrong), server); !errors.As(err, &pinError) {
+		t.Errorf("with a session at hand: got %v, want a PinError", err)
+	}
+	if _, err := handshake(t, client(wrong), server); !errors.As(err, &pinError) {
+		t.Errorf("without a session: got %v, want a PinError", err)
+	}
+}
+
+func TestALPNOffersAreNeverRefused(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	config := &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}}
+	tunnel.ServeALPN(config, "h2", "http/1.1")
+	server := &tunnel.TLS{ServerConfig: config}
+	for _, test := range []struct {
+		offer []string
+		want  string
+	}{
+		{nil, ""},
+		{[]string{"h2"}, "h2"},
+		{[]string{"http/1.1"}, "http/1.1"},
+		{[]string{"http/1.1", "h2"}, "h2"},
+		{[]string{"ssh"}, ""},
+		{[]string{"ssh", "http/1.1"}, "http/1.1"},
+	} {
+		client := &tunnel.TLS{ClientConfig: &tls.Config{RootCAs: ca.Pool, ServerName: "localhost", NextProtos: test.offer}}
+		info, err := handshake(t, client, server)
+		if err != nil {
+			t.Errorf("offer %q: %v", test.offer, err)
+		} else if got := info.TLS.NegotiatedProtocol; got != test.want {
+			t.Errorf("offer %q: got %q, want %q", test.offer, got, test.want)
+		}
+	}
+}
+
+// The edge tells those who do not speak TLS what is wrong.
+func TestPlainTextOnTLSPort(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	server := &tunnel.TLS{ServerConfig: &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}}}
+	for _, test := range []struct{ sent, want string }{
+		{"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "HTTP/1.1 400 Bad Request"},
+		{"SSH-2.0-OpenSSH\r\n", ""},
+	} {
+		dialed, accepted := tunneltest.Pair(t)
+		go io.WriteString(dialed, test.sent)
+		if _, err := server.Server(context.Background(), accepted, &tunnel.Info{}); err == nil {
+			t.Errorf("%q: a TLS connection", test.sent)
+		}
+		accepted.Close()
+		got := make([]byte, len(test.want))
+		if _, err := io.ReadFull(dialed, got); test.want != "" && string(got) != test.want {
+			t.Errorf("%q: got %q, %v, want %q", test.sent, got, err, test.want)
+		}
+		if test.want == "" {
+			var op *net.OpError
+			if _, err := dialed.Read(make([]byte, 1)); !errors.As(err, &op) {
+				t.Errorf("%q: got %v, want a reset", test.sent, err)
+			}
+		}
+	}
+}
