@@ -44,7 +44,6 @@ func main() {
 }
 
 func run(ctx context.Context, job *command.Job) error {
-	o := job.Options
 	transport, err := transport(job)
 	if err != nil {
 		return err
@@ -58,22 +57,12 @@ func run(ctx context.Context, job *command.Job) error {
 		Dial: func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
 			return dialer.Dial(ctx, job.Remote)
 		},
-		Hint: command.Hint,
-		Log:  job.Log,
 	}
-	command.Limits(f, o)
 	if job.Word == "stdio" {
+		job.Configure(f)
 		return runStdio(ctx, f)
 	}
-	config := tunnel.ListenConfig{Log: job.Log}
-	listeners, err := config.Listen(ctx, job.Listen...)
-	if err != nil {
-		return err
-	}
-	for _, l := range listeners {
-		job.Log.Info("listening", "address", l.Addr().String(), "remote", job.Remote, "transport", transport.String())
-	}
-	return command.Serve(ctx, f, listeners)
+	return job.Serve(ctx, f, tunnel.ListenConfig{})
 }
 
 // transport makes the layers that the options ask for.

@@ -50,33 +50,21 @@ func run(ctx context.Context, job *command.Job) error {
 	if err != nil {
 		return err
 	}
-	transport := transport(o, certificate)
+	if files, ok := certificate.(*edge.CertificateFiles); ok {
+		watching, stop := context.WithCancel(ctx)
+		var watch sync.WaitGroup
+		watch.Go(func() { files.Watch(watching) })
+		defer watch.Wait()
+		defer stop()
+	}
 	dialer := &tunnel.Dialer{Fwmark: o.Fwmark}
 	f := &tunnel.Forwarder{
-		Accept: transport,
+		Accept: transport(o, certificate),
 		Dial: func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
 			return dialer.Dial(ctx, job.Remote)
 		},
-		Hint: command.Hint,
-		Log:  job.Log,
 	}
-	command.Limits(f, o)
-	config := tunnel.ListenConfig{FastOpen: o.FastOpen, Fwmark: o.Fwmark, Log: job.Log}
-	listeners, err := config.Listen(ctx, job.Listen...)
-	if err != nil {
-		return err
-	}
-	for _, l := range listeners {
-		job.Log.Info("listening", "address", l.Addr().String(), "target", job.Remote, "transport", transport.String())
-	}
-	watching, stop := context.WithCancel(ctx)
-	var watch sync.WaitGroup
-	defer watch.Wait()
-	defer stop()
-	if files, ok := certificate.(*edge.CertificateFiles); ok {
-		watch.Go(func() { files.Watch(watching) })
-	}
-	return command.Serve(ctx, f, listeners)
+	return job.Serve(ctx, f, tunnel.ListenConfig{FastOpen: o.FastOpen, Fwmark: o.Fwmark})
 }
 
 // certificateSource has the certificate for a handshake.

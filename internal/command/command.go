@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -50,6 +49,8 @@ type Job struct {
 	Options *options.Options
 	Plugin  bool // started by shadowsocks
 	Log     *slog.Logger
+
+	remoteName string // what logs call Remote
 }
 
 // ConfigError is a mistake in what the user wrote, and what to do about it.
@@ -227,7 +228,7 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 	if flags.verbose {
 		o.LogLevel = "debug"
 	}
-	job.Options = o
+	job.Options, job.remoteName = o, i.remoteName()
 	job.Log = newLogger(i.stderr, flags.logFormat, o.LogLevel)
 	for _, warning := range o.Warnings {
 		job.Log.Warn(warning)
@@ -308,8 +309,19 @@ func Version() string {
 	return version + " " + info.GoVersion
 }
 
-// Serve runs f on every listener until ctx ends and all tunnels have.
-func Serve(ctx context.Context, f *tunnel.Forwarder, listeners []net.Listener) error {
+// Serve listens where job says and runs f, with the time limits of job's options, until ctx ends and
+// all tunnels have.
+func (job *Job) Serve(ctx context.Context, f *tunnel.Forwarder, config tunnel.ListenConfig) error {
+	job.Configure(f)
+	config.Log = job.Log
+	listeners, err := config.Listen(ctx, job.Listen...)
+	if err != nil {
+		return err
+	}
+	transport := append(f.Accept[:len(f.Accept):len(f.Accept)], f.Connect...) // one of them is plain tcp
+	for _, l := range listeners {
+		job.Log.Info("listening", "address", l.Addr().String(), job.remoteName, job.Remote, "transport", transport.String())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	errs := make([]error, len(listeners))
@@ -324,8 +336,10 @@ func Serve(ctx context.Context, f *tunnel.Forwarder, listeners []net.Listener) e
 	return errors.Join(errs...)
 }
 
-// Limits gives f the time limits of o.
-func Limits(f *tunnel.Forwarder, o *options.Options) {
+// Configure gives f the log and the time limits of job.
+func (job *Job) Configure(f *tunnel.Forwarder) {
+	o := job.Options
+	f.Log, f.Hint = job.Log, Hint
 	f.Timeout, f.Linger, f.Drain = o.Timeout, o.Linger, o.Drain
 	if f.Drain == 0 {
 		f.Drain = -1
