@@ -1,0 +1,228 @@
+package tunnel
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/gobwas/ws"
+)
+
+// frameWriter is the state of the writing side, guarded by writing.
+type frameWriter struct {
+	key       [4]byte // MaskFixed's
+	unsent    []byte  // rest of a header that a deadline cut off
+	owed      int64   // payload of the frame begun that is still to be written
+	owedKey   [4]byte
+	owedAt    int // position in owedKey
+	place     placeWriter
+	scratch   [ws.MaxHeaderSize]byte
+	drainHead [ws.MaxHeaderSize]byte // header before a spliced payload
+	deadline  atomic.Int64           // Unix nanoseconds; 0: none
+
+	saidEnd   atomic.Bool
+	saidClose atomic.Bool
+	written   atomic.Int64 // data frames
+	lastWrite atomic.Int64 // when data was last written, Unix nanoseconds
+}
+
+// placeWriter lets gobwas write a header to a place of ours.
+type placeWriter struct{ b []byte }
+
+func (w *placeWriter) Write(p []byte) (int, error) { return copy(w.b, p), nil }
+
+// Write is for those whose bytes must stay as they are. After a deadline has passed it may be called
+// again; the frame that was begun goes on then.
+func (f *frames) Write(p []byte) (int, error) {
+	return writeChunks(p, func(b *buffer) (int, error) {
+		f.writing.Lock()
+		defer f.writing.Unlock()
+		return f.writeFrame(b)
+	})
+}
+
+// writeBuffer sends b as one frame, masked in place.
+func (f *frames) writeBuffer(b *buffer) error {
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	for b.len() > 0 {
+		n, err := f.writeFrame(b)
+		if err != nil {
+			return err
+		}
+		b.start += n
+	}
+	return nil
+}
+
+// writable says why nothing may be written any more.
+func (f *frames) writable() error {
+	if f.saidEnd.Load() || f.saidClose.Load() || f.closed.Load() {
+		return net.ErrClosed
+	}
+	if d := f.deadline.Load(); d != 0 && time.Now().UnixNano() >= d {
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// writeFrame writes the payload in b, or the part of it that completes the frame which a deadline
+// interrupted, and returns how much of it is on its way.
+func (f *frames) writeFrame(b *buffer) (int, error) {
+	if err := f.writable(); err != nil {
+		return 0, err
+	}
+	if f.owed > 0 || len(f.unsent) > 0 {
+		return f.writeOwed(b)
+	}
+	length, payload := b.len(), b.start
+	h := f.nextHeader(ws.OpBinary, length)
+	f.cipher(b.bytes(), h.Mask, 0)
+	size := ws.HeaderSize(h)
+	b.start -= size
+	f.putHeader(b.array[b.start:payload], h)
+	n, err := f.Conn.Write(b.bytes())
+	b.start = payload
+	f.wrote()
+	if err == nil {
+		return length, nil
+	}
+	n -= size
+	if n < 0 {
+		f.unsent = bytes.Clone(b.array[payload+n : payload])
+		n = 0
+	}
+	f.owed, f.owedKey, f.owedAt = int64(length-n), h.Mask, n&3
+	return n, err
+}
+
+// writeOwed goes on with the frame that a deadline interrupted.
+func (f *frames) writeOwed(b *buffer) (int, error) {
+	if len(f.unsent) > 0 {
+		n, err := f.Conn.Write(f.unsent)
+		f.unsent = f.unsent[n:]
+		if err != nil {
+			return 0, err
+		}
+	}
+	p := b.bytes()[:min(int64(b.len()), f.owed)]
+	f.cipher(p, f.owedKey, f.owedAt)
+	n, err := f.Conn.Write(p)
+	f.owed -= int64(n)
+	f.owedAt = (f.owedAt + n) & 3
+	f.wrote()
+	return n, err
+}
+
+func (f *frames) wrote() {
+	f.written.Add(1)
+	f.lastWrite.Store(time.Now().UnixNano())
+}
+
+// nextHeader is the header of our next frame. Servers never mask (RFC 6455, section 5.1).
+func (f *frames) nextHeader(op ws.OpCode, length int) ws.Header {
+	h := ws.Header{Fin: true, OpCode: op, Masked: f.client, Length: int64(length)}
+	if f.client && f.mask == MaskStandard {
+		h.Mask = f.newKey()
+	} else {
+		h.Mask = f.key
+	}
+	return h
+}
+
+// newKey is a random mask key. Kaminari's server begins the key anew after each partial read of a
+// frame, which damages the payload unless all four bytes are the same.
+func (f *frames) newKey() [4]byte {
+	key := ws.NewMask()
+	if f.peer == peerHalfCloses {
+		key = [4]byte{key[0], key[0], key[0], key[0]}
+	}
+	return key
+}
+
+func (f *frames) cipher(p []byte, key [4]byte, at int) {
+	if key != [4]byte{} {
+		ws.Cipher(p, key, at)
+	}
+}
+
+// putHeader writes h to place, which has its size.
+func (f *frames) putHeader(place []byte, h ws.Header) {
+	f.place.b = place
+	ws.WriteHeaderBuffer(&f.place, h, f.scratch[:])
+}
+
+// writeSmall writes a frame of at most 125 bytes in one write. The caller holds writing.
+func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
+	if f.owed > 0 || len(f.unsent) > 0 {
+		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
+	}
+	h := f.nextHeader(op, len(body))
+	frame := make([]byte, ws.HeaderSize(h)+len(body))
+	payload := frame[ws.HeaderSize(h):]
+	f.putHeader(frame[:ws.HeaderSize(h)], h)
+	copy(payload, body)
+	f.cipher(payload, h.Mask, 0)
+	_, err := f.Conn.Write(frame)
+	return err
+}
+
+// CloseWrite says that our direction has ended, in the way that the peer takes without loss.
+func (f *frames) CloseWrite() error {
+	if f.peer == peerUnknown || f.peer == peerBrowser {
+		if err := f.awaitQuiet(); err != nil {
+			return err
+		}
+	}
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	if f.saidEnd.Load() || f.saidClose.Load() {
+		return nil
+	}
+	if d := f.deadline.Load(); d != 0 && time.Now().UnixNano() >= d {
+		return os.ErrDeadlineExceeded
+	}
+	f.saidEnd.Store(true)
+	if f.peer == peerRaimon {
+		return f.writeSmall(ws.OpText, nil)
+	}
+	if (f.peer == peerBrowser || f.closed.Load()) && !f.saidClose.Swap(true) {
+		if err := f.writeSmall(ws.OpClose, normalClosure); err != nil {
+			return err
+		}
+	}
+	return f.Conn.CloseWrite()
+}
+
+// awaitQuiet waits until an unknown peer has had the time to pass on all that it was sent: at an end
+// it may drop what it has not read.
+func (f *frames) awaitQuiet() error {
+	for !f.closed.Load() {
+		now := time.Now()
+		if d := f.deadline.Load(); d != 0 && now.UnixNano() >= d {
+			return os.ErrDeadlineExceeded
+		}
+		s, ok := bottomSocket(f)
+		quiet := now.Sub(time.Unix(0, f.lastWrite.Load()))
+		if quiet >= quietBeforeEnd && (!ok || s.unsent() == 0) {
+			return nil
+		}
+		time.Sleep(min(max(quietBeforeEnd-quiet, 10*time.Millisecond), 50*time.Millisecond))
+	}
+	return nil
+}
+
+// farewell says Close once both directions have ended. Its answer tells that all has arrived.
+func (f *frames) farewell() error {
+	if f.peer != peerRaimon {
+		return nil
+	}
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	if f.saidClose.Swap(true) {
+		return nil
+	}
+	return f.writeSmall(ws.OpClose, normalClosure)
+}
