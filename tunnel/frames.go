@@ -41,6 +41,8 @@ const (
 	statusBadGateway ws.StatusCode = 1014
 	// quietBeforeEnd is how long an unknown peer is left to forward what it has before it sees an end.
 	quietBeforeEnd = time.Second
+	// headTaken is how long kaminari's client gets to read the 101 before it is sent anything.
+	headTaken = 50 * time.Millisecond
 )
 
 // normalClosure is the body of a Close frame after all went well.

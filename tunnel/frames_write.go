@@ -77,6 +77,7 @@ func (f *frames) writeFrame(b *buffer) (int, error) {
 	if f.owed > 0 || len(f.unsent) > 0 {
 		return f.writeOwed(b)
 	}
+	f.awaitHeadTaken()
 	length, payload := b.len(), b.start
 	h := f.nextHeader(ws.OpBinary, length)
 	f.cipher(b.bytes(), h.Mask, 0)
@@ -96,6 +97,22 @@ func (f *frames) writeFrame(b *buffer) (int, error) {
 	}
 	f.owed, f.owedKey, f.owedAt = int64(length-n), h.Mask, n&3
 	return n, err
+}
+
+// awaitHeadTaken keeps our first frame back until kaminari's client has taken the 101: what it reads
+// together with that it throws away. It has when it sends something, or when some time has passed.
+func (f *frames) awaitHeadTaken() {
+	if f.client || f.peer != peerHalfCloses || f.written.Load() > 0 {
+		return
+	}
+	began := f.lastWrite.Load()
+	for f.lastRead.Load() <= began && f.writable() == nil {
+		waited := time.Since(time.Unix(0, began))
+		if s, ok := bottomSocket(f); waited >= headTaken && (!ok || s.unsent() == 0) {
+			return
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
 }
 
 // writeOwed goes on with the frame that a deadline interrupted.

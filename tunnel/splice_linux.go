@@ -300,6 +300,7 @@ func (f *frames) drain(p *pipe) error {
 	if f.owed > 0 || len(f.unsent) > 0 {
 		return os.ErrDeadlineExceeded // only a Write of the same caller can complete that frame
 	}
+	f.awaitHeadTaken()
 	h := f.nextHeader(ws.OpBinary, p.n)
 	head := f.drainHead[:ws.HeaderSize(h)]
 	f.putHeader(head, h)

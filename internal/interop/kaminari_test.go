@@ -317,3 +317,59 @@ func unmask(s *sum, r io.Reader, n int, keys map[[4]byte]int) string {
 	}
 	return s.String()
 }
+
+// A target that speaks first must not lose its greeting in kaminaric, which throws away what it reads
+// together with the 101: sixteen tunnels at once make it slow enough to do so.
+func TestKaminariClientHearsGreetings(t *testing.T) {
+	const greeting = "220 mail.example.com ESMTP\r\n"
+	target := tunneltest.Serve(t, func(c *net.TCPConn) {
+		io.WriteString(c, greeting)
+		io.Copy(c, c)
+		c.CloseWrite()
+	})
+	for _, c := range transports(t) {
+		t.Run(c.name, func(t *testing.T) {
+			_, edge := startRaimons(t, target, c.server)
+			address := startKaminari(t, "kaminaric", edge, trustAnything(c.client))
+			errs := make(chan error, 16)
+			for range cap(errs) {
+				go func() {
+					for range 20 {
+						if err := tryGreeting(address, greeting); err != nil {
+							errs <- err
+							return
+						}
+					}
+					errs <- nil
+				}()
+			}
+			for range cap(errs) {
+				if err := <-errs; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// tryGreeting reads the greeting and has something echoed.
+func tryGreeting(address, greeting string) error {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	got := make([]byte, len(greeting))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != greeting {
+		return fmt.Errorf("got %q, %w, want the greeting", got, err)
+	}
+	if _, err := io.WriteString(c, "QUIT"); err != nil {
+		return err
+	}
+	got = got[:4]
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != "QUIT" {
+		return fmt.Errorf("got %q, %w, want the echo", got, err)
+	}
+	return nil
+}
