@@ -91,6 +91,7 @@ type relay struct {
 	err     error
 	refused bool // err comes from an end that takes no more
 	watch   *time.Timer
+	queued  int // bytes in the kernel's send queues when watch last looked
 }
 
 // run carries one direction and passes its end on.
@@ -107,7 +108,7 @@ func (r *relay) run(d *direction) {
 		}
 		return
 	}
-	r.finished()
+	r.finished(d)
 	if l, ok := d.src.(lingerer); ok {
 		if err := l.linger(); err != nil {
 			r.failed(d, err)
@@ -117,8 +118,9 @@ func (r *relay) run(d *direction) {
 
 // finished counts a direction that has ended. The first starts the watch over the other, the second
 // lets both ends say their last word.
-func (r *relay) finished() {
+func (r *relay) finished(d *direction) {
 	r.mu.Lock()
+	d.over = true
 	r.ended++
 	both := r.ended == 2
 	if r.err != nil {
@@ -126,6 +128,7 @@ func (r *relay) finished() {
 	}
 	if !both && r.linger > 0 && r.err == nil {
 		r.touch()
+		r.queued = unsent(r.a, r.b)
 		r.watch = time.AfterFunc(r.linger, r.look)
 	}
 	r.mu.Unlock()
@@ -154,12 +157,17 @@ func (r *relay) look() {
 	if r.err != nil || r.watch == nil {
 		return
 	}
-	for _, c := range []Conn{r.a, r.b} {
-		// Nobody reads an end that has ended: what became of it shows only here.
-		if s, ok := bottomSocket(c); ok && r.ended < 2 && s.isDead() {
+	for _, d := range []*direction{&r.forth, &r.back} {
+		// Nobody reads an end that has ended: what became of it shows only here. The other end may be
+		// closed both ways and still have data to be read.
+		if s, ok := bottomSocket(d.src); ok && d.over && r.ended < 2 && s.isDead() {
 			r.cut(errCut)
 			return
 		}
+	}
+	if queued := unsent(r.a, r.b); queued != r.queued { // a slow reader takes what the kernel holds
+		r.queued = queued
+		r.touch()
 	}
 	if left := r.linger - time.Since(r.lastSign()); left > 0 {
 		r.watch.Reset(left)
@@ -240,6 +248,7 @@ type direction struct {
 	pending  []byte       // read ahead of src
 	moved    atomic.Int64 // bytes
 	last     atomic.Int64 // when bytes last moved, in Unix nanoseconds
+	over     bool         // it has ended by itself; guarded by relay.mu
 	bulk     bool         // the last read brought as much as it could
 }
 

@@ -10,12 +10,7 @@ import (
 func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
 	last, since := -1, time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
-		left := 0
-		for _, c := range conns {
-			if s, ok := bottomSocket(c); ok {
-				left += s.unsent()
-			}
-		}
+		left := unsent(conns...)
 		if left == 0 || patience > 0 && left == last && time.Since(since) > patience {
 			return
 		}
@@ -28,6 +23,17 @@ func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// unsent is how many bytes the peers' kernels have not acknowledged.
+func unsent(conns ...Conn) int {
+	n := 0
+	for _, c := range conns {
+		if s, ok := bottomSocket(c); ok {
+			n += s.unsent()
+		}
+	}
+	return n
 }
 
 // bottomSocket is the socket below all layers of c.
