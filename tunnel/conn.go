@@ -58,6 +58,14 @@ func (i *Info) startLimit() {
 	}
 }
 
+// headLimit is for the head of a later request. A first one is ended by the limit itself, a little sooner.
+func (i *Info) headLimit() time.Duration {
+	if i.limit == nil {
+		return siteIdle
+	}
+	return i.timeout + time.Second
+}
+
 // stopLimit suspends the time limit.
 func (i *Info) stopLimit() {
 	if i.limit != nil {

@@ -65,7 +65,7 @@ func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
 				return fmt.Errorf("accept: %w", err)
 			}
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			f.withHint(f.log(), err).Error("accept", "error", err, "retry_in", pause.String())
+			f.log().Error("accept", "error", err, f.hint(err), "retry_in", pause.String())
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
@@ -122,7 +122,7 @@ func (f *Forwarder) handle(ctx, draining context.Context, c Conn) error {
 	case isReset(err) && !isUnreached(err):
 		log.Debug("tunnel reset", "error", err, traffic) // programs do that all the time
 	default:
-		f.withHint(log, err).Warn("tunnel failed", "error", err, traffic)
+		log.Warn("tunnel failed", "error", err, f.hint(err), traffic)
 	}
 	return err
 }
@@ -213,12 +213,12 @@ func hasLeft(c Conn) bool {
 	return n == 0 && (err == io.EOF || errors.Is(err, net.ErrClosed) || isReset(err))
 }
 
-// withHint adds to log what a user can do about err.
-func (f *Forwarder) withHint(log *slog.Logger, err error) *slog.Logger {
+// hint is what a user can do about err, for the end of a log line.
+func (f *Forwarder) hint(err error) slog.Attr {
 	if f.Hint == nil || f.Hint(err) == "" {
-		return log
+		return slog.Attr{}
 	}
-	return log.With("hint", f.Hint(err))
+	return slog.String("hint", f.Hint(err))
 }
 
 func (f *Forwarder) log() *slog.Logger {

@@ -202,6 +202,9 @@ func (f *frames) takeHeader(p []byte) int {
 	if err == nil {
 		err = ws.CheckHeader(h, f.state)
 	}
+	if err == ws.ErrProtocolMaskUnexpected {
+		err = errors.New("a masked frame from a server") // gobwas says it the other way round
+	}
 	if err == nil && f.ended && h.OpCode.IsData() {
 		err = errors.New("data after the end of the stream")
 	}
@@ -280,13 +283,18 @@ func (f *frames) closing(body []byte) {
 	}
 	f.closed.Store(true)
 	f.readErr = &CloseError{Code: int(code), Reason: reason}
-	if f.peer != peerRaimon && (code == ws.StatusNormalClosure || code == ws.StatusNoStatusRcvd) {
+	if f.peer != peerRaimon && isEnd(code) {
 		f.readErr = io.EOF
 	}
 	if code == ws.StatusNoStatusRcvd {
 		code = ws.StatusNormalClosure
 	}
 	f.answerClose(code)
+}
+
+// isEnd tells of codes that say that all went well; a page that is left says 1001.
+func isEnd(code ws.StatusCode) bool {
+	return code == ws.StatusNormalClosure || code == ws.StatusGoingAway || code == ws.StatusNoStatusRcvd
 }
 
 // registeredLater tells of codes that IANA has and gobwas does not know.

@@ -2,10 +2,16 @@ package tunnel
 
 import (
 	"errors"
-	"syscall"
+
+	"golang.org/x/sys/windows"
 )
 
 // isReset tells whether err is a connection reset by the peer.
 func isReset(err error) bool {
-	return errors.Is(err, syscall.WSAECONNRESET) || errors.Is(err, syscall.WSAECONNABORTED) || errors.Is(err, syscall.ENOTCONN)
+	for _, e := range []error{windows.WSAECONNRESET, windows.WSAECONNABORTED, windows.WSAENOTCONN, windows.WSAESHUTDOWN} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }

@@ -27,8 +27,6 @@ const (
 
 	// maxHead bounds what an HTTP head may bring.
 	maxHead = 64 << 10
-	// headLimit is how long the head of a visitor's later request may take.
-	headLimit = 10 * time.Second
 	// siteIdle is how long a visitor's connection is kept between requests.
 	siteIdle = time.Minute
 )
@@ -77,8 +75,10 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	head := &headReader{Conn: c}
 	peer := peerUnknown
 	dialer := ws.Dialer{
-		Host:   w.Host,
-		Header: ws.HandshakeHeaderString(featureHeader + ": " + featureEnd + "\r\n"),
+		Host: w.Host,
+		// All of the head is one write.
+		WriteBufferSize: ws.DefaultClientWriteBufferSize + len(w.Path) + len(w.Host),
+		Header:          ws.HandshakeHeaderString(featureHeader + ": " + featureEnd + "\r\n"),
 		OnHeader: func(key, value []byte) error {
 			if string(key) == featureHeader && hasToken([]string{string(value)}, featureEnd) {
 				peer = peerRaimon
@@ -163,7 +163,7 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
 	server := &http.Server{
 		Handler:           visit,
-		ReadHeaderTimeout: headLimit, // of later requests; the limit on info ends a first one
+		ReadHeaderTimeout: info.headLimit(),
 		IdleTimeout:       siteIdle,
 		MaxHeaderBytes:    maxHead,
 		Protocols:         &protocols,
@@ -172,7 +172,8 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	}
 	if w.Site == nil {
 		// Whoever sends a body that nobody reads, or does not read the answer, is not kept for ever.
-		server.ReadTimeout, server.WriteTimeout = siteIdle, siteIdle
+		server.ReadTimeout = max(siteIdle, server.ReadHeaderTimeout)
+		server.WriteTimeout = siteIdle
 		server.HTTP2 = &http.HTTP2Config{WriteByteTimeout: siteIdle}
 	}
 	hangUp := func() {

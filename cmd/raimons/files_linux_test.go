@@ -51,7 +51,7 @@ func TestOutOfFiles(t *testing.T) {
 	}
 
 	// It pauses longer and longer: 9 lines are 2.3 seconds.
-	p.Log.Wait(t, `"msg":"accept","hint":".*ulimit -n.*","error":".*too many open files","retry_in":"1s"`)
+	p.Log.Wait(t, `"msg":"accept","error":".*too many open files","hint":".*ulimit -n.*","retry_in":"1s"`)
 	if n := p.Log.Count(`"msg":"accept"`); n > 12 {
 		t.Errorf("%d lines about accept within some seconds:\n%s", n, p.Log)
 	}

@@ -174,7 +174,7 @@ func TestDeadTarget(t *testing.T) {
 	if status := p.Ended(t); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
 	}
-	const line = `"level":"WARN","msg":"tunnel failed","client":"127.0.0.1:\d+","hint":"nothing listens there`
+	const line = `"level":"WARN","msg":"tunnel failed","client":"127.0.0.1:\d+","error":"[^"]*","hint":"nothing listens there`
 	if n := p.Log.Count(line); n != tries {
 		t.Errorf("%d lines about %d tunnels without target:\n%s", n, tries, p.Log)
 	}

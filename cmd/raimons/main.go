@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -104,6 +105,9 @@ func selfSignedCertificate(job *command.Job) (certificateSource, error) {
 	var err error
 	if file == "" {
 		cert, err = edge.SelfSigned(o.ServerName)
+		if err == nil && o.Storage != "off" {
+			err = errors.New("no folder for it: neither storage= nor a home folder is known")
+		}
 	} else {
 		cert, err = edge.SelfSignedFile(file, o.ServerName)
 	}

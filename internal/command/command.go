@@ -3,6 +3,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -177,7 +178,7 @@ func (i *invocation) words(words []string) (*Job, string, error) {
 	}
 	if len(words) == 1 {
 		return nil, "", &ConfigError{fmt.Errorf("the second address is missing: where %s connects to", name),
-			fmt.Sprintf("%s <listen> <%s> [options]; %s -h explains", name, i.remoteName(), name)}
+			fmt.Sprintf("%s %s <%s> [options]; %s -h explains", name, cmp.Or(job.Word, "<listen>"), i.remoteName(), name)}
 	}
 	if len(words) > 3 {
 		return nil, "", &ConfigError{fmt.Errorf("%d arguments where three are known: %q is one too many", len(words), words[3]),

@@ -93,24 +93,30 @@ func networkHint(err error) string {
 	var op *net.OpError
 	listening := errors.As(err, &op) && op.Op == "listen"
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
+	case strings.Contains(err.Error(), "fwmark"):
+		return "fwmark= needs Linux and root, or CAP_NET_ADMIN"
+	case errors.Is(err, syscall.EADDRINUSE): // tunnel.Listen says it so on every system
 		return "another program listens there (on Linux, ss -ltnp shows which): stop it or choose another port"
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return "each tunnel takes two files: raise the limit (ulimit -n, or LimitNOFILE= in a systemd unit)"
-	case errors.Is(err, syscall.EADDRNOTAVAIL) && listening:
+	case errors.Is(err, errAddressMissing) && listening:
 		return "this machine does not have that address; to listen on all, leave the host empty, as in :443"
+	case listening && op.Net == "unix" && errors.Is(err, os.ErrPermission):
+		return "this user may not make a socket there: choose another folder, or change its owner"
 	case listening && errors.Is(err, os.ErrPermission):
 		return "ports below 1024 need root, or on Linux: setcap cap_net_bind_service=+ep and the path of this program"
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return "the name does not resolve here: check its spelling and this machine's DNS"
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, errRefused):
 		return "nothing listens there: is the program behind it running, and on that port?"
-	case errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, errReset):
 		return "the other side, or something between, hangs up: another port, or a filter?"
 	case errors.Is(err, tunnel.ErrTimeout):
 		return "no answer in time: a firewall, a wrong port, or a slow network (timeout= allows more)"
 	case errors.Is(err, fs.ErrNotExist):
 		return "check the path; relative ones start at the folder in which the program was started"
+	case errors.Is(err, syscall.EISDIR):
+		return "that is a folder: name the file in it"
 	case errors.Is(err, fs.ErrPermission):
 		return "the user that runs this program may not read it: check owner and mode"
 	}

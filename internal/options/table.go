@@ -114,10 +114,15 @@ var table = []option{
 		set:  func(o *Options, v string) error { return setALPN(&o.ALPN, v) },
 	},
 	{
-		key: "0rtt", sides: both, group: "TLS", needs: "tls",
-		help: "keep session tickets across restarts, so that the first connection of the day resumes; this is not " +
-			"early data; a server takes the option and does nothing",
+		key: "0rtt", sides: client, group: "TLS", needs: "tls",
+		help: "keep session tickets across restarts, so that the first connection of the day resumes; " +
+			"this is not early data",
 		set: func(o *Options, _ string) error { o.ZeroRTT = true; return nil },
+	},
+	{
+		key: "0rtt", sides: server, group: "TLS", needs: "tls",
+		help: "allowed and without effect: clients resume anyway, early data is not taken",
+		set:  func(o *Options, _ string) error { o.ZeroRTT = true; return nil },
 	},
 
 	{
@@ -180,6 +185,17 @@ var table = []option{
 	},
 
 	{
+		key: "fastOpen", sides: both, group: "Network",
+		help: "use TCP Fast Open where the system has it",
+		set:  func(o *Options, _ string) error { o.FastOpen = true; return nil },
+	},
+	{
+		key: "fwmark", arg: "<number>", sides: both, group: "Network",
+		help: "mark outgoing packets with this number (SO_MARK, Linux)",
+		set:  func(o *Options, v string) error { return setMark(&o.Fwmark, v) },
+	},
+
+	{
 		key: "timeout", arg: "<time>", sides: both, group: "Time limits",
 		help:     "how long connecting and the handshakes may take, such as 10s or 10",
 		standard: seconds(defaultTimeout),
@@ -196,6 +212,14 @@ var table = []option{
 		help:     "how long open tunnels may finish after SIGTERM; 0 ends them at once",
 		standard: seconds(defaultDrain),
 		set:      func(o *Options, v string) error { return setTime(&o.Drain, v, 0) },
+	},
+
+	{
+		key: "loglevel", arg: "debug|info|warning|error|none", sides: both, group: "Log", optional: true,
+		help: "how much to log",
+		set: func(o *Options, v string) error {
+			return setOneOf(&o.LogLevel, v, "debug", "info", "warning", "error", "none")
+		},
 	},
 
 	{
@@ -239,23 +263,6 @@ var table = []option{
 		key: "mux", arg: "0", sides: both, group: "v2ray-plugin names",
 		help: "only 0: each connection has a tunnel of its own",
 		set:  setMux,
-	},
-	{
-		key: "loglevel", arg: "debug|info|warning|error|none", sides: both, group: "v2ray-plugin names", optional: true,
-		help: "how much to log",
-		set: func(o *Options, v string) error {
-			return setOneOf(&o.LogLevel, v, "debug", "info", "warning", "error", "none")
-		},
-	},
-	{
-		key: "fastOpen", sides: both, group: "v2ray-plugin names",
-		help: "use TCP Fast Open where the system has it",
-		set:  func(o *Options, _ string) error { o.FastOpen = true; return nil },
-	},
-	{
-		key: "fwmark", arg: "<number>", sides: both, group: "v2ray-plugin names",
-		help: "mark outgoing packets with this number (SO_MARK, Linux)",
-		set:  func(o *Options, v string) error { return setMark(&o.Fwmark, v) },
 	},
 	{
 		key: "__android_vpn", sides: client, group: "v2ray-plugin names",
