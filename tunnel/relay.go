@@ -91,7 +91,6 @@ type relay struct {
 	err     error
 	refused bool // err comes from an end that takes no more
 	watch   *time.Timer
-	queued  int // bytes in the kernel's send queues when watch last looked
 }
 
 // run carries one direction and passes its end on.
@@ -128,7 +127,6 @@ func (r *relay) finished(d *direction) {
 	}
 	if !both && r.linger > 0 && r.err == nil {
 		r.touch()
-		r.queued = unsent(r.a, r.b)
 		r.watch = time.AfterFunc(r.linger, r.look)
 	}
 	r.mu.Unlock()
@@ -165,10 +163,6 @@ func (r *relay) look() {
 			return
 		}
 	}
-	if queued := unsent(r.a, r.b); queued != r.queued { // a slow reader takes what the kernel holds
-		r.queued = queued
-		r.touch()
-	}
 	if left := r.linger - time.Since(r.lastSign()); left > 0 {
 		r.watch.Reset(left)
 		return
@@ -176,12 +170,16 @@ func (r *relay) look() {
 	r.cut(ErrLinger)
 }
 
-// lastSign is when data last moved or a peer last proved that it is there.
+// lastSign is when data last moved, also out of the kernel's queues, or a peer last proved that it is
+// there.
 func (r *relay) lastSign() time.Time {
 	last := time.Unix(0, max(r.forth.last.Load(), r.back.last.Load()))
 	for _, c := range []Conn{r.a, r.b} {
 		if k, ok := c.(keeper); ok && k.heard().After(last) {
 			last = k.heard()
+		}
+		if s, ok := bottomSocket(c); ok && s.unsent() > 0 && s.lastAck().After(last) {
+			last = s.lastAck()
 		}
 	}
 	return last

@@ -5,17 +5,24 @@ import (
 	"time"
 )
 
-// awaitSent waits until the peers' kernels have acknowledged all that was written to conns, as long
-// as that goes on: it gives up after patience without progress (0 or less: never), or when ctx ends.
+// awaitSent waits until the peers' kernels have acknowledged all that was written to conns. It gives up
+// when they have acknowledged nothing for patience (0 or less: never), or when ctx ends.
 func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
-	last, since := -1, time.Now()
+	since := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
-		left := unsent(conns...)
-		if left == 0 || patience > 0 && left == last && time.Since(since) > patience {
-			return
+		left := 0
+		for _, c := range conns {
+			s, ok := bottomSocket(c)
+			if !ok || s.unsent() == 0 {
+				continue
+			}
+			left += s.unsent()
+			if ack := s.lastAck(); ack.After(since) {
+				since = ack
+			}
 		}
-		if left != last {
-			last, since = left, time.Now()
+		if left == 0 || patience > 0 && time.Since(since) > patience {
+			return
 		}
 		select {
 		case <-ctx.Done():
@@ -23,17 +30,6 @@ func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
 		case <-time.After(pause):
 		}
 	}
-}
-
-// unsent is how many bytes the peers' kernels have not acknowledged.
-func unsent(conns ...Conn) int {
-	n := 0
-	for _, c := range conns {
-		if s, ok := bottomSocket(c); ok {
-			n += s.unsent()
-		}
-	}
-	return n
 }
 
 // bottomSocket is the socket below all layers of c.

@@ -1,6 +1,10 @@
 package tunnel
 
-import "golang.org/x/sys/unix"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // unsent is how many bytes the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7)).
 func (s *socket) unsent() int {
@@ -17,13 +21,26 @@ func (s *socket) unsent() int {
 }
 
 // isDead tells whether the connection is over in both directions, by a reset or because both have
-// ended (TCP_INFO, tcp(7)). Unix sockets do not tell.
+// ended. Unix sockets do not tell.
 func (s *socket) isDead() bool {
 	const closed = 7 // TCP_CLOSE
-	dead := false
+	info := s.tcpInfo()
+	return info != nil && info.State == closed
+}
+
+// lastAck is when the peer's kernel last acknowledged anything, be it that nothing has been taken.
+func (s *socket) lastAck() time.Time {
+	info := s.tcpInfo()
+	if info == nil {
+		return time.Time{}
+	}
+	return time.Now().Add(-time.Duration(info.Last_ack_recv) * time.Millisecond)
+}
+
+// tcpInfo is TCP_INFO (tcp(7)); nil of other sockets.
+func (s *socket) tcpInfo() (info *unix.TCPInfo) {
 	s.raw.Control(func(fd uintptr) {
-		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		dead = err == nil && info.State == closed
+		info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
-	return dead
+	return info
 }
