@@ -195,7 +195,9 @@ func dialer(job *command.Job) (*tunnel.Dialer, error) {
 // runStdio carries one tunnel between standard input and output.
 func runStdio(ctx context.Context, f *tunnel.Forwarder) error {
 	c := newStdio(os.Stdin, os.Stdout)
-	f.Log = slog.New(slog.DiscardHandler) // the error is told below
+	if !f.Log.Enabled(ctx, slog.LevelDebug) {
+		f.Log = nil // the error is told at the end
+	}
 	err := f.Handle(ctx, c)
 	if ctx.Err() != nil {
 		return errors.New("interrupted")
