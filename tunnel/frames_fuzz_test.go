@@ -91,7 +91,7 @@ func oracle(raw []byte, client bool, peer peerKind) ([]byte, verdict) {
 			case ws.CheckCloseFrameData(code, reason) != nil && !registered:
 				return payload, verdictViolation
 			}
-			if peer != peerRaimon && (code == ws.StatusNormalClosure || code == ws.StatusGoingAway || code == ws.StatusNoStatusRcvd) {
+			if peer != peerRaimon && (code == ws.StatusNormalClosure || code == ws.StatusNoStatusRcvd || code == ws.StatusGoingAway && !client) {
 				return payload, verdictEnd
 			}
 			return payload, verdictClose

@@ -283,7 +283,7 @@ func (f *frames) closing(body []byte) {
 	}
 	f.closed.Store(true)
 	f.readErr = &CloseError{Code: int(code), Reason: reason}
-	if f.peer != peerRaimon && isEnd(code) {
+	if f.peer != peerRaimon && f.isEnd(code) {
 		f.readErr = io.EOF
 	}
 	if code == ws.StatusNoStatusRcvd {
@@ -292,9 +292,10 @@ func (f *frames) closing(body []byte) {
 	f.answerClose(code)
 }
 
-// isEnd tells of codes that say that all went well; a page that is left says 1001.
-func isEnd(code ws.StatusCode) bool {
-	return code == ws.StatusNormalClosure || code == ws.StatusGoingAway || code == ws.StatusNoStatusRcvd
+// isEnd tells of codes that say that all went well. A page that is left says 1001; a server says so
+// when it goes down in the middle of something (RFC 6455, section 7.4.1).
+func (f *frames) isEnd(code ws.StatusCode) bool {
+	return code == ws.StatusNormalClosure || code == ws.StatusNoStatusRcvd || code == ws.StatusGoingAway && !f.client
 }
 
 // registeredLater tells of codes that IANA has and gobwas does not know.

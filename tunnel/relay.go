@@ -97,6 +97,7 @@ type relay struct {
 func (r *relay) run(d *direction) {
 	err := d.copy()
 	if err == nil {
+		d.read.Store(true)
 		if err = d.dst.CloseWrite(); err != nil {
 			err = writeError{err}
 		}
@@ -156,9 +157,13 @@ func (r *relay) look() {
 		return
 	}
 	for _, d := range []*direction{&r.forth, &r.back} {
+		other := &r.back
+		if d == other {
+			other = &r.forth
+		}
 		// Nobody reads an end that has ended: what became of it shows only here. The other end may be
 		// closed both ways and still have data to be read.
-		if s, ok := bottomSocket(d.src); ok && d.over && r.ended < 2 && s.isDead() {
+		if s, ok := bottomSocket(d.src); ok && d.over && r.ended < 2 && s.isDead() && !other.read.Load() {
 			r.cut(errCut)
 			return
 		}
@@ -178,8 +183,16 @@ func (r *relay) lastSign() time.Time {
 		if k, ok := c.(keeper); ok && k.heard().After(last) {
 			last = k.heard()
 		}
-		if s, ok := bottomSocket(c); ok && s.unsent() > 0 && s.lastAck().After(last) {
+		if s, ok := bottomSocket(c); ok && s.holdsBack() {
+			return time.Now()
+		} else if ok && s.unsent() > 0 && s.lastAck().After(last) {
 			last = s.lastAck()
+		}
+	}
+	for _, d := range []*direction{&r.forth, &r.back} {
+		// A local pipe that nobody reads any more fails; one that takes nothing is alive.
+		if _, ok := bottomSocket(d.dst); !ok && d.writing.Load() {
+			return time.Now()
 		}
 	}
 	return last
@@ -246,6 +259,8 @@ type direction struct {
 	pending  []byte       // read ahead of src
 	moved    atomic.Int64 // bytes
 	last     atomic.Int64 // when bytes last moved, in Unix nanoseconds
+	read     atomic.Bool  // src has ended; its end is being passed on
+	writing  atomic.Bool  // dst is being written to
 	over     bool         // it has ended by itself; guarded by relay.mu
 	bulk     bool         // the last read brought as much as it could
 }
@@ -300,7 +315,9 @@ func (d *direction) copyBuffer() error {
 	if b != nil {
 		n := b.len()
 		d.bulk = n >= limit/2
+		d.writing.Store(true)
 		werr := writeBuffer(d.dst, b)
+		d.writing.Store(false)
 		b.free()
 		if werr != nil {
 			return writeError{werr}

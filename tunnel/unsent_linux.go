@@ -6,6 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tcpClosed is TCP_CLOSE of the kernel's enum of states.
+const tcpClosed = 7
+
 // unsent is how many bytes the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7)).
 func (s *socket) unsent() int {
 	if s.isDead() {
@@ -23,9 +26,8 @@ func (s *socket) unsent() int {
 // isDead tells whether the connection is over in both directions, by a reset or because both have
 // ended. Unix sockets do not tell.
 func (s *socket) isDead() bool {
-	const closed = 7 // TCP_CLOSE
 	info := s.tcpInfo()
-	return info != nil && info.State == closed
+	return info != nil && info.State == tcpClosed
 }
 
 // lastAck is when the peer's kernel last acknowledged anything, be it that nothing has been taken.
@@ -43,4 +45,10 @@ func (s *socket) tcpInfo() (info *unix.TCPInfo) {
 		info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
 	return info
+}
+
+// holdsBack tells of a peer that takes nothing now, and has answered the last time it was asked.
+func (s *socket) holdsBack() bool {
+	info := s.tcpInfo()
+	return info != nil && info.State != tcpClosed && info.Unacked == 0 && info.Probes == 0 && s.unsent() > 0
 }

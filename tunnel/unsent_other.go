@@ -10,3 +10,5 @@ func (s *socket) unsent() int { return 0 }
 func (s *socket) isDead() bool { return false }
 
 func (s *socket) lastAck() time.Time { return time.Time{} }
+
+func (s *socket) holdsBack() bool { return false }
