@@ -215,10 +215,12 @@ func hasLeft(c Conn) bool {
 
 // hint is what a user can do about err, for the end of a log line.
 func (f *Forwarder) hint(err error) slog.Attr {
-	if f.Hint == nil || f.Hint(err) == "" {
-		return slog.Attr{}
+	if f.Hint != nil {
+		if hint := f.Hint(err); hint != "" {
+			return slog.String("hint", hint)
+		}
 	}
-	return slog.String("hint", f.Hint(err))
+	return slog.Attr{}
 }
 
 func (f *Forwarder) log() *slog.Logger {

@@ -156,23 +156,24 @@ func (r *relay) look() {
 	if r.err != nil || r.watch == nil {
 		return
 	}
-	for _, d := range []*direction{&r.forth, &r.back} {
-		other := &r.back
-		if d == other {
-			other = &r.forth
-		}
-		// Nobody reads an end that has ended: what became of it shows only here. The other end may be
-		// closed both ways and still have data to be read.
-		if s, ok := bottomSocket(d.src); ok && d.over && r.ended < 2 && s.isDead() && !other.read.Load() {
-			r.cut(errCut)
-			return
-		}
+	if r.died(&r.forth, &r.back) || r.died(&r.back, &r.forth) {
+		r.cut(errCut)
+		return
 	}
 	if left := r.linger - time.Since(r.lastSign()); left > 0 {
 		r.watch.Reset(left)
 		return
 	}
 	r.cut(ErrLinger)
+}
+
+// died tells whether the source of d, which has ended, is gone for good while other still runs. Nobody
+// reads it any more: what became of it shows only here. The source of other may be closed both ways
+// and still have data to be read. The caller holds mu.
+func (r *relay) died(d, other *direction) bool {
+	s, ok := bottomSocket(d.src)
+	// In this order: passing the end of other on, begun by then, closes the socket as well.
+	return ok && d.over && r.ended < 2 && s.isDead() && !other.read.Load()
 }
 
 // lastSign is when data last moved, also out of the kernel's queues, or a peer last proved that it is

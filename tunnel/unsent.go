@@ -13,10 +13,14 @@ func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
 		left := 0
 		for _, c := range conns {
 			s, ok := bottomSocket(c)
-			if !ok || s.unsent() == 0 {
+			if !ok {
 				continue
 			}
-			left += s.unsent()
+			n := s.unsent()
+			if n == 0 {
+				continue
+			}
+			left += n
 			if ack := s.lastAck(); ack.After(since) {
 				since = ack
 			}
