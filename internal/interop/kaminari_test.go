@@ -38,7 +38,7 @@ var masks = []string{"skip", "fixed", "standard"}
 // startKaminari starts kaminaris or kaminaric.
 func startKaminari(t testing.TB, program, remote, option string) string {
 	t.Helper()
-	address := freePort(t)
+	address := freePort()
 	p := start(t, program, nil, address, remote, option)
 	p.awaitPort(t, address)
 	return address

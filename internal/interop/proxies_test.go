@@ -83,7 +83,7 @@ http {
 func startNginx(t testing.TB, s secrets, edge string) (plain, secure string) {
 	t.Helper()
 	dir := t.TempDir()
-	plain, secure = freePort(t), freePort(t)
+	plain, secure = freePort(), freePort()
 	conf := writeFile(t, "nginx.conf", fmt.Sprintf(nginxConf, dir, plain, secure, s.Cert, s.Key, edge))
 	start(t, "nginx", nil, "-p", dir, "-e", "stderr", "-c", conf).awaitPort(t, secure)
 	return plain, secure
@@ -152,7 +152,7 @@ func TestHaproxy(t *testing.T) {
 	s := newSecrets(t)
 	_, edge := startRaimons(t, g.address, wsOption)
 	_, secureEdge := startRaimons(t, g.address, wsOption+";"+s.server())
-	plain, secure, tcp := freePort(t), freePort(t), freePort(t)
+	plain, secure, tcp := freePort(), freePort(), freePort()
 	conf := writeFile(t, "haproxy.cfg", fmt.Sprintf(haproxyConf, plain, secure, tcp, s.both, edge, secureEdge))
 	start(t, "haproxy", nil, "-db", "-f", conf).awaitPort(t, tcp)
 	for _, c := range []struct{ name, remote, option string }{
@@ -174,7 +174,7 @@ func TestHaproxy(t *testing.T) {
 func TestStunnelServer(t *testing.T) {
 	g := newTarget(t)
 	s := newSecrets(t)
-	edge := freePort(t)
+	edge := freePort()
 	startStunnel(t, fmt.Sprintf("accept = %s\nconnect = %s\ncert = %s\nkey = %s\n", edge, g.address, s.Cert, s.Key), edge)
 	_, client := startRaimonc(t, edge, s.client())
 	all(t, g.streams(client))
@@ -184,7 +184,7 @@ func TestStunnelClient(t *testing.T) {
 	g := newTarget(t)
 	s := newSecrets(t)
 	_, edge := startRaimons(t, g.address, s.server())
-	client := freePort(t)
+	client := freePort()
 	startStunnel(t, fmt.Sprintf("client = yes\naccept = %s\nconnect = %s\nsni = localhost\nCAfile = %s\nverifyChain = yes\n", client, edge, s.CA), client)
 	all(t, g.streams(client))
 }

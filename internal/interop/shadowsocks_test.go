@@ -39,7 +39,7 @@ func (s shadowsocks) startServer(t testing.TB, option string) (*process, string)
 func (s shadowsocks) start(t testing.TB, name, remote, plugin, option string) (*process, string) {
 	t.Helper()
 	const method, password = "aes-256-gcm", "secret"
-	address := freePort(t)
+	address := freePort()
 	args := []string{"-k", password, "-m", method, "--plugin", program(t, plugin)}
 	if option != "" {
 		args = append(args, "--plugin-opts", option)
@@ -47,11 +47,11 @@ func (s shadowsocks) start(t testing.TB, name, remote, plugin, option string) (*
 	libev := strings.HasPrefix(name, "ss-")
 	switch {
 	case remote == "" && libev:
-		args = append(args, "-s", "127.0.0.1", "-p", port(address))
+		args = append(args, "-s", host(address), "-p", port(address))
 	case remote == "":
 		args = append(args, "-s", address)
 	case libev:
-		args = append(args, "-s", "127.0.0.1", "-p", port(remote), "-b", "127.0.0.1", "-l", port(address))
+		args = append(args, "-s", host(remote), "-p", port(remote), "-b", host(address), "-l", port(address))
 	default:
 		args = append(args, "-s", remote, "-b", address)
 	}

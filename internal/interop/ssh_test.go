@@ -38,7 +38,7 @@ func startSSH(t testing.TB) sshServer {
 	if me.Uid == "0" {
 		os.MkdirAll("/run/sshd", 0o755)
 	}
-	s := sshServer{address: freePort(t), user: me.Username, key: file("user"), hosts: file("known_hosts")}
+	s := sshServer{address: freePort(), user: me.Username, key: file("user"), hosts: file("known_hosts")}
 	conf := fmt.Sprintf("ListenAddress %s\nHostKey %s\nAuthorizedKeysFile %s\nPidFile none\nStrictModes no\nUsePAM no\n"+
 		"PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n", s.address, file("host"), file("user.pub"))
 	if err := os.WriteFile(file("conf"), []byte(conf), 0o600); err != nil {

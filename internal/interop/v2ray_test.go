@@ -13,8 +13,8 @@ import (
 func startV2ray(t testing.TB, remote, local, option, listens string) {
 	t.Helper()
 	p := start(t, "ss-v2ray-plugin", []string{
-		"SS_REMOTE_HOST=127.0.0.1", "SS_REMOTE_PORT=" + port(remote),
-		"SS_LOCAL_HOST=127.0.0.1", "SS_LOCAL_PORT=" + port(local),
+		"SS_REMOTE_HOST=" + host(remote), "SS_REMOTE_PORT=" + port(remote),
+		"SS_LOCAL_HOST=" + host(local), "SS_LOCAL_PORT=" + port(local),
 		"SS_PLUGIN_OPTIONS=" + option,
 	})
 	p.awaitPort(t, listens)
@@ -43,7 +43,7 @@ func TestV2rayClient(t *testing.T) {
 	for _, c := range v2rayCases(t) {
 		t.Run(c.name, func(t *testing.T) {
 			_, edge := startRaimons(t, g.address, c.server+";ping=200ms")
-			client := freePort(t)
+			client := freePort()
 			startV2ray(t, edge, client, c.client, client)
 			v2rayStreams(t, client)
 		})
@@ -54,7 +54,7 @@ func TestV2rayServer(t *testing.T) {
 	g := newTarget(t)
 	for _, c := range v2rayCases(t) {
 		t.Run(c.name, func(t *testing.T) {
-			edge := freePort(t)
+			edge := freePort()
 			startV2ray(t, edge, g.address, c.server+";server", edge)
 			_, client := startRaimonc(t, edge, c.client+";ping=200ms")
 			v2rayStreams(t, client)
