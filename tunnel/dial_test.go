@@ -175,7 +175,7 @@ func TestDialErrors(t *testing.T) {
 	if _, err := (&Dialer{}).Dial(t.Context(), "127.0.0.1"); err == nil {
 		t.Error("no port: no error")
 	}
-	if _, err := (&Dialer{}).Dial(t.Context(), "127.0.0.1:"+freePort(t)); !errors.Is(err, errRefused) {
+	if _, err := (&Dialer{}).Dial(t.Context(), "127.0.0.1:"+freePort()); !errors.Is(err, errRefused) {
 		t.Errorf("got %v, want ECONNREFUSED", err)
 	}
 	if _, err := (&Dialer{}).Dial(t.Context(), "unix:"+t.TempDir()+"/none"); !errors.Is(err, os.ErrNotExist) {

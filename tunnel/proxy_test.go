@@ -219,7 +219,7 @@ func TestProxyConnectRefused(t *testing.T) {
 		t.Errorf("got  %v\nwant %v", err, want)
 	}
 
-	_, err = through(t, "http://jo:right@"+address).Dial(t.Context(), "127.0.0.1:"+freePort(t))
+	_, err = through(t, "http://jo:right@"+address).Dial(t.Context(), "127.0.0.1:"+freePort())
 	if err == nil || !strings.HasSuffix(err.Error(), "502 Bad Gateway") {
 		t.Errorf("got %v, want 502 Bad Gateway", err)
 	}
@@ -422,7 +422,7 @@ func TestProxySOCKS5Refused(t *testing.T) {
 	open, locked := loopback(t), loopback(t)
 	socksProxy(t, open, "", nil)
 	socksProxy(t, locked, "jo:right", nil)
-	closed := "127.0.0.1:" + freePort(t)
+	closed := "127.0.0.1:" + freePort()
 	for _, test := range []struct{ option, address, want string }{
 		{"socks5://" + open.Addr().String(), closed, "connection refused"},
 		{"socks5://" + open.Addr().String(), "nobody.test:80", "host unreachable"},

@@ -102,11 +102,8 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 // plugin is the environment in which shadowsocks starts raimons with an open tunnel to come.
 func plugin(t *testing.T) (environment []string) {
 	t.Helper()
-	free := tunneltest.Listen(t)
-	defer free.Close()
-	_, port, _ := net.SplitHostPort(free.Addr().String())
 	targetHost, targetPort, _ := net.SplitHostPort(tunneltest.Echo(t))
-	return append(os.Environ(), "SS_REMOTE_HOST=127.0.0.1", "SS_REMOTE_PORT="+port,
+	return append(os.Environ(), "SS_REMOTE_HOST=127.0.0.1", "SS_REMOTE_PORT="+tunneltest.FreePort(),
 		"SS_LOCAL_HOST="+targetHost, "SS_LOCAL_PORT="+targetPort, "SS_PLUGIN_OPTIONS=drain=1h")
 }
 

@@ -207,12 +207,7 @@ func say(network, name, text string) (answer string, err error) {
 
 func portCommand(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "port variable")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	ts.Check(err)
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	ts.Check(err)
-	ts.Setenv(args[0], port)
+	ts.Setenv(args[0], tunneltest.FreePort())
 }
 
 func usage(ts *testscript.TestScript, ok bool, text string) {

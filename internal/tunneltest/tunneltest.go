@@ -11,9 +11,11 @@ import (
 	"encoding/pem"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -154,6 +156,12 @@ func Listen(t testing.TB) net.Listener {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
+}
+
+// FreePort is a port for a program that cannot be given port 0. It is drawn from below those that
+// systems hand out, and not tried out: a child that another test forks meanwhile could hold the trial.
+func FreePort() string {
+	return strconv.Itoa(20000 + mathrand.IntN(12000))
 }
 
 // Serve calls handle for every connection to a new listener, in a goroutine each, and closes the
