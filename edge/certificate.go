@@ -15,6 +15,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"raimon/internal/staple"
 )
 
 const (
@@ -69,10 +71,16 @@ func (c *CertificateFiles) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificat
 	if u == nil {
 		return nil, errors.New("certificate: none loaded")
 	}
-	if u.staple != nil && u.staple.check(time.Now()) == nil {
+	if u.staple != nil && u.staple.Check(time.Now()) == nil {
 		return u.stapled, nil
 	}
 	return u.bare, nil
+}
+
+// Has tells whether the certificate in use is for name.
+func (c *CertificateFiles) Has(name string) bool {
+	u := c.inUse.Load()
+	return u != nil && u.bare.Leaf.VerifyHostname(name) == nil
 }
 
 // Watch looks at the files until ctx ends and takes up what has changed. Files that do not belong
@@ -149,7 +157,7 @@ func (c *CertificateFiles) look(w *certificateWatch) {
 // certificateInUse is never changed once it is served: a handshake may still hold it.
 type certificateInUse struct {
 	bare, stapled *tls.Certificate // stapled is nil without a staple
-	staple        *ocspStaple
+	staple        *staple.Staple
 	stapleErr     error // why there is no staple though one was asked for
 	digest        [sha256.Size]byte
 	lapseLogged   atomic.Bool
@@ -160,10 +168,10 @@ func (c *CertificateFiles) takeUp(next *certificateInUse) {
 	problem := next.stapleErr
 	attrs := []any{"names", certificateNames(leaf), "not_after", leaf.NotAfter}
 	if next.staple != nil {
-		problem = next.staple.check(now)
-		next.lapseLogged.Store(next.staple.lapsed(now))
-		if problem == nil && !next.staple.until.IsZero() {
-			attrs = append(attrs, "staple_until", next.staple.until)
+		problem = next.staple.Check(now)
+		next.lapseLogged.Store(next.staple.Lapsed(now))
+		if problem == nil && !next.staple.Until.IsZero() {
+			attrs = append(attrs, "staple_until", next.staple.Until)
 		}
 	}
 	c.inUse.Store(next)
@@ -177,7 +185,7 @@ func (c *CertificateFiles) takeUp(next *certificateInUse) {
 	}
 	if problem != nil {
 		level := slog.LevelWarn
-		if errors.Is(problem, errRevoked) {
+		if errors.Is(problem, staple.ErrRevoked) {
 			level = slog.LevelError
 		}
 		c.log().Log(context.Background(), level, "certificate is served without an OCSP staple", "error", problem)
@@ -187,11 +195,11 @@ func (c *CertificateFiles) takeUp(next *certificateInUse) {
 // warnOfLapse says once that GetCertificate has dropped the staple.
 func (c *CertificateFiles) warnOfLapse() {
 	u := c.inUse.Load()
-	if u == nil || u.staple == nil || !u.staple.lapsed(time.Now()) || u.lapseLogged.Swap(true) {
+	if u == nil || u.staple == nil || !u.staple.Lapsed(time.Now()) || u.lapseLogged.Swap(true) {
 		return
 	}
 	c.log().Warn("OCSP staple dropped: the file was not renewed in time",
-		"ocsp", c.OCSP, "names", certificateNames(u.bare.Leaf), "staple_until", u.staple.until)
+		"ocsp", c.OCSP, "names", certificateNames(u.bare.Leaf), "staple_until", u.staple.Until)
 }
 
 func (c *CertificateFiles) logRefusal(u *certificateInUse, err error) {
@@ -310,12 +318,12 @@ func (f certificateContent) parse() (*certificateInUse, error) {
 	if f.ocsp == nil {
 		return next, nil
 	}
-	next.staple, next.stapleErr = parseContent(*f.ocsp, func(data []byte) (*ocspStaple, error) {
+	next.staple, next.stapleErr = parseContent(*f.ocsp, func(data []byte) (*staple.Staple, error) {
 		return parseStaple(data, chain)
 	})
 	if next.staple != nil {
 		stapled := *bare
-		stapled.OCSPStaple = next.staple.der
+		stapled.OCSPStaple = next.staple.DER
 		next.stapled = &stapled
 	}
 	return next, nil

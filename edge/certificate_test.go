@@ -686,7 +686,7 @@ func TestWatchRenewsStaple(t *testing.T) {
 		s.wantStaple(t, true)
 
 		t.Log("dropped at the second, with one warning")
-		until := s.inUse.Load().staple.until
+		until := s.inUse.Load().staple.Until
 		time.Sleep(time.Until(until) - time.Second)
 		s.wantStaple(t, true)
 		time.Sleep(time.Second)

@@ -14,7 +14,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+
+	"raimon/internal/staple"
 )
 
 // parseCertificates returns the certificates of a PEM or DER file in their order, at least one.
@@ -59,6 +62,24 @@ func parsePrivateKey(data []byte) (crypto.Signer, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s, not a private key", describeBlock(blocks[0].Type))
+}
+
+// parseStaple returns the first OCSP response of a PEM or DER file, checked against the chain of the
+// certificate file.
+func parseStaple(data []byte, chain []*x509.Certificate) (*staple.Staple, error) {
+	blocks, err := typedBlocks(data)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(blocks, func(b *pem.Block) bool { return b.Type == "OCSP RESPONSE" || b.Type == "" })
+	if i < 0 {
+		return nil, fmt.Errorf("%s, not an OCSP response", describeBlock(blocks[0].Type))
+	}
+	s, err := staple.Parse(blocks[i].Bytes, chain)
+	if errors.Is(err, staple.ErrNoIssuer) {
+		return nil, fmt.Errorf("%w: use fullchain.pem", err)
+	}
+	return s, err
 }
 
 func parseKeyDER(der []byte) (crypto.Signer, error) {

@@ -49,6 +49,10 @@ func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 	}
 	state := conn.ConnectionState()
 	info.TLS, info.ServerName = &state, state.ServerName
+	if state.NegotiatedProtocol == acmeTLS {
+		newTLSConn(conn, r).CloseWrite()
+		return nil, errChallenge
+	}
 	return newTLSConn(conn, r), nil
 }
 

@@ -113,6 +113,46 @@ func TestALPNOffersAreNeverRefused(t *testing.T) {
 	}
 }
 
+// A CA that probes is answered and then left alone, whatever else the edge demands of clients.
+func TestChallengeProbe(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	config := &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}, ClientAuth: tls.RequireAnyClientCert}
+	tunnel.ServeALPN(config, "h2", "http/1.1")
+	tunnel.ServeChallenges(config)
+	server := &tunnel.TLS{ServerConfig: config}
+
+	dialed, accepted := tunneltest.Pair(t)
+	served := make(chan error, 1)
+	go func() {
+		c, err := server.Server(context.Background(), accepted, &tunnel.Info{})
+		if c != nil {
+			t.Error("a probe becomes a tunnel")
+		}
+		served <- err
+	}()
+	probe := tls.Client(dialed, &tls.Config{RootCAs: ca.Pool, ServerName: "localhost", NextProtos: []string{"acme-tls/1"}})
+	if err := probe.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if got := probe.ConnectionState().NegotiatedProtocol; got != "acme-tls/1" {
+		t.Errorf("negotiated %q", got)
+	}
+	if n, err := probe.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("after the handshake: %d bytes, %v, want the end", n, err)
+	}
+	if err := <-served; err == nil {
+		t.Error("the edge goes on after a probe")
+	}
+
+	// Who offers something else as well is no probe.
+	client := &tunnel.TLS{ClientConfig: &tls.Config{RootCAs: ca.Pool, ServerName: "localhost", NextProtos: []string{"acme-tls/1", "h2"},
+		Certificates: []tls.Certificate{ca.Issue(t, "client")}}}
+	info, err := handshake(t, client, server)
+	if err != nil || info.TLS.NegotiatedProtocol != "h2" {
+		t.Errorf("offer of h2 and acme-tls/1: %v, %+v", err, info.TLS)
+	}
+}
+
 // The edge tells those who do not speak TLS what is wrong.
 func TestPlainTextOnTLSPort(t *testing.T) {
 	ca := tunneltest.NewCA(t)

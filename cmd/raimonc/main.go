@@ -62,7 +62,11 @@ func run(ctx context.Context, job *command.Job) error {
 		job.Configure(f)
 		return runStdio(ctx, f)
 	}
-	return job.Serve(ctx, f, tunnel.ListenConfig{})
+	listeners, err := job.Open(ctx, tunnel.ListenConfig{})
+	if err != nil {
+		return err
+	}
+	return job.Serve(ctx, f, listeners)
 }
 
 // transport makes the layers that the options ask for.

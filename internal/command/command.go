@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -310,15 +311,15 @@ func Version() string {
 	return version + " " + info.GoVersion
 }
 
-// Serve listens where job says and runs f, with the time limits of job's options, until ctx ends and
-// all tunnels have.
-func (job *Job) Serve(ctx context.Context, f *tunnel.Forwarder, config tunnel.ListenConfig) error {
-	job.Configure(f)
+// Open listens where job says.
+func (job *Job) Open(ctx context.Context, config tunnel.ListenConfig) ([]net.Listener, error) {
 	config.Log = job.Log
-	listeners, err := config.Listen(ctx, job.Listen...)
-	if err != nil {
-		return err
-	}
+	return config.Listen(ctx, job.Listen...)
+}
+
+// Serve runs f on listeners, with the time limits of job's options, until ctx ends and all tunnels have.
+func (job *Job) Serve(ctx context.Context, f *tunnel.Forwarder, listeners []net.Listener) error {
+	job.Configure(f)
 	transport := append(f.Accept[:len(f.Accept):len(f.Accept)], f.Connect...) // one of them is plain tcp
 	for _, l := range listeners {
 		job.Log.Info("listening", "address", l.Addr().String(), job.remoteName, job.Remote, "transport", transport.String())

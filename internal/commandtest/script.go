@@ -26,7 +26,7 @@ import (
 //	                         runs in the background and waits until it listens; $name is the address,
 //	                         $name_pin the pin of a self-signed certificate
 //	log <name> <regexp>      waits until the log of name matches; with ! it must not match now
-//	stop <name>              ends it with SIGTERM; the exit status must be 0
+//	end <name>               ends it with SIGTERM; the exit status must be 0
 //	status <n> <program> [argument ...]
 //	                         runs to the end; the exit status must be n
 //	say <address> <text>     sends text, ends its direction, and has the answer as stdout;
@@ -74,7 +74,7 @@ func Scripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start":  startCommand,
 			"log":    logCommand,
-			"stop":   stopCommand,
+			"end":    endCommand,
 			"status": statusCommand,
 			"say":    sayCommand,
 			"port":   portCommand,
@@ -136,8 +136,8 @@ func logCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func stopCommand(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 1, "stop name")
+func endCommand(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 1, "end name")
 	p := running(ts, args[0])
 	ts.Check(p.cmd.Process.Signal(syscall.SIGTERM))
 	select {

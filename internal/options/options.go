@@ -28,6 +28,9 @@ func (s Side) String() string {
 	return "raimonc"
 }
 
+// Disabled is the value of an option that switches off what it would name.
+const Disabled = "off"
+
 // Off is the Linger and the Ping of an option string that says "off" or "0".
 const Off time.Duration = -1
 
@@ -48,12 +51,24 @@ type Options struct {
 	ZeroRTT               bool
 	ClientCert, ClientKey string // client: PEM files, both or neither
 
-	// On a server with TLS either Key and one of Cert and CertPEM are given, or ServerName is: never both.
+	// On a server with TLS at least one is given: Key with one of Cert and CertPEM, ServerName, ACME or OnDemand.
 	Cert, Key  string // files
 	CertPEM    []byte // from certRaw
 	OCSP       string // file
 	ServerName string // for a self-signed certificate
-	Storage    string // server: folder for keys that have to survive a restart; "off": none; empty: the usual place
+	Storage    string // server: folder for what has to survive a restart; "off": none; empty: the usual place
+
+	// The values of automatic certificates; package acme knows what they may be.
+	ACME     []string // names
+	Email    string
+	ACMECAs  []string // URLs or short names, in the order in which they are tried
+	ACMERoot string   // PEM file
+	EAB      []string // kid:key, in the order of ACMECAs; empty where one needs none
+	Profile  string
+	KeyType  string
+	HTTP     string // address, or "off"; empty: not given
+	DNS      string // DNS-01 provider
+	OnDemand string // URL or command
 
 	Proxy      string // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
 	FastOpen   bool
@@ -259,47 +274,79 @@ func (o *Options) checkClient(given map[string]bool) error {
 	return nil
 }
 
-// checkServer leaves one source of the certificate: cert and key, else servername.
+// checkServer makes sure of a certificate: cert and key, servername, acme or on-demand. Each serves its own names.
 func (o *Options) checkServer(given map[string]bool) error {
 	if !o.TLS {
+		o.warnWithoutACME(given)
 		return nil
 	}
 	if given["cert"] && given["certRaw"] {
 		o.warn(`option "certRaw" has no effect: cert is given`)
 		o.CertPEM = nil
 	}
+	if err := o.checkFiles(); err != nil {
+		return err
+	}
+	automatic := len(o.ACME) > 0 || o.OnDemand != ""
+	if !automatic {
+		o.warnWithoutACME(given)
+		if o.Key == "" && o.ServerName == "" {
+			return mistake("tls", "neither acme, cert+key nor servername is given",
+				"add acme=example.com for a certificate from Let's Encrypt, cert=cert.pem;key=key.pem for your own, or servername=example.com for a self-signed one")
+		}
+		return nil
+	}
+	switch {
+	case o.Storage == Disabled:
+		return mistake("storage", "off contradicts acme", "certificates have to be kept, for CAs give a few a week only: name a folder, or leave storage out")
+	case len(o.EAB) > max(1, len(o.ACMECAs)):
+		return mistake("eab", "it has more values than acme-ca", "give one for each CA, in the same order, empty where none is needed")
+	}
+	return nil
+}
+
+func (o *Options) warnWithoutACME(given map[string]bool) {
+	for _, row := range table {
+		if row.group == automaticGroup && given[row.key] {
+			o.warn("option %q has no effect without acme", row.key)
+		}
+	}
+}
+
+// checkFiles drops half a pair where something else serves; on its own it is a mistake.
+func (o *Options) checkFiles() error {
 	cert := "cert"
 	if o.CertPEM != nil {
 		cert = "certRaw"
 	}
 	hasCert, hasKey := o.Cert != "" || o.CertPEM != nil, o.Key != ""
-
+	if hasCert && hasKey {
+		return nil
+	}
+	instead := ""
 	switch {
-	case hasCert && hasKey:
-		if o.ServerName != "" {
-			o.warn(`option "servername" has no effect: %s and key are given`, cert)
-			o.ServerName = ""
-		}
-		return nil
+	case len(o.ACME) > 0:
+		instead = "acme"
+	case o.OnDemand != "":
+		instead = "on-demand"
 	case o.ServerName != "":
-		if hasCert {
-			o.warn("option %q has no effect without key: servername is used", cert)
-		}
-		if hasKey {
-			o.warn(`option "key" has no effect without cert: servername is used`)
-		}
-		if o.OCSP != "" {
-			o.warn(`option "ocsp" has no effect with a self-signed certificate`)
-		}
-		o.Cert, o.CertPEM, o.Key, o.OCSP = "", nil, "", ""
-		return nil
+		instead = "servername"
 	case hasCert:
 		return mistake(cert, "key is not given", "add key=key.pem, the private key of the certificate")
 	case hasKey:
 		return mistake("key", "cert is not given", "add cert=cert.pem, the certificate of the key")
 	}
-	return mistake("tls", "neither cert+key nor servername is given",
-		"add cert=cert.pem;key=key.pem, or servername=example.com for a self-signed certificate")
+	if hasCert {
+		o.warn("option %q has no effect without key: %s is used", cert, instead)
+	}
+	if hasKey {
+		o.warn(`option "key" has no effect without cert: %s is used`, instead)
+	}
+	if o.OCSP != "" {
+		o.warn(`option "ocsp" has no effect without cert and key`)
+	}
+	o.Cert, o.CertPEM, o.Key, o.OCSP = "", nil, "", ""
+	return nil
 }
 
 func (o *Options) warn(format string, args ...any) {

@@ -56,7 +56,7 @@ var parseTests = []struct {
 	{Client, "TLS", nil, []string{`did you mean "tls"?`}},
 	{Client, "clientcert=x", nil, []string{`did you mean "client-cert"?`}},
 	{Server, "srvername=x", nil, []string{`did you mean "servername"?`}},
-	{Server, "acme=example.com", nil, []string{`"acme" is unknown and ignored`}},
+	{Server, "email=a@b", func(o *Options) { o.Email = "a@b" }, []string{`"email" has no effect without acme`}},
 	{Client, "quux=1;x", nil, []string{`"quux" is unknown and ignored`, `"x" is unknown and ignored`}},
 	{Client, "ping=5", func(o *Options) { o.Ping = 5 * time.Second }, []string{`"ping" has no effect without ws`}},
 	{Server, "server", nil, []string{`"server": v2ray-plugin means mode=websocket`}},
@@ -99,7 +99,20 @@ var parseTests = []struct {
 	{Server, "tls;cert=c;key=k;ocsp=o;0rtt", func(o *Options) { certAndKey(o); o.OCSP, o.ZeroRTT = "o", true }, nil},
 	{Server, "tls;cert=c;key=k;servername=;ocsp=", certAndKey, nil},
 	{Server, "tls;servername=a", selfSigned, nil},
-	{Server, "tls;cert=c;key=k;servername=a", certAndKey, []string{`"servername" has no effect: cert and key are given`}},
+	{Server, "tls;cert=c;key=k;servername=a", func(o *Options) { certAndKey(o); selfSigned(o) }, nil},
+	{Server, "tls;acme=a.test, b.test", func(o *Options) { o.TLS, o.ACME = true, []string{"a.test", "b.test"} }, nil},
+	{Server, "tls;acme=a.test;cert=c;key=k;servername=a", func(o *Options) {
+		certAndKey(o)
+		selfSigned(o)
+		o.ACME = []string{"a.test"}
+	}, nil},
+	{Server, "tls;acme=a.test;cert=c", func(o *Options) { o.TLS, o.ACME = true, []string{"a.test"} }, []string{`"cert" has no effect without key: acme is used`}},
+	{Server, "tls;on-demand=/bin/true;key=k", func(o *Options) { o.TLS, o.OnDemand = true, "/bin/true" }, []string{`"key" has no effect without cert: on-demand is used`}},
+	{Server, "tls;acme=a.test;acme-ca=zerossl,letsencrypt;eab=k:s,;email=a@b;profile=p;key-type=p384;http=:8080;dns=exec:/x;acme-root=r", func(o *Options) {
+		o.TLS, o.ACME, o.ACMECAs, o.EAB = true, []string{"a.test"}, []string{"zerossl", "letsencrypt"}, []string{"k:s", ""}
+		o.Email, o.Profile, o.KeyType, o.HTTP, o.DNS, o.ACMERoot = "a@b", "p", "p384", ":8080", "exec:/x", "r"
+	}, nil},
+	{Server, "tls;servername=a;http=off;dns=x", func(o *Options) { selfSigned(o); o.HTTP, o.DNS = "off", "x" }, []string{`"http" has no effect without acme`, `"dns" has no effect without acme`}},
 	{Server, "tls;cert=c;servername=a", selfSigned, []string{`"cert" has no effect without key`}},
 	{Server, "tls;key=k;servername=a", selfSigned, []string{`"key" has no effect without cert`}},
 	{Server, "tls;servername=a;ocsp=o", selfSigned, []string{`"ocsp" has no effect`}},
@@ -230,9 +243,15 @@ var errorTests = []struct {
 	{Client, "tls;sni=a;pin=" + pinStd + ",!", "pin", "not base64", "SHA-256"},
 
 	// TLS, server
-	{Server, "tls", "tls", "neither cert+key nor servername", "servername=example.com"},
-	{Server, "tls;servername=", "tls", "neither cert+key nor servername", "servername=example.com"},
-	{Server, "tls;acme=example.com", "tls", "neither cert+key nor servername", "cert=cert.pem;key=key.pem"},
+	{Server, "tls", "tls", "neither acme, cert+key nor servername", "servername=example.com"},
+	{Server, "tls;servername=", "tls", "neither acme, cert+key nor servername", "servername=example.com"},
+	{Server, "tls;email=a@b", "tls", "neither acme, cert+key nor servername", "cert=cert.pem;key=key.pem"},
+	{Server, "acme=a.test", "acme", "nothing would be encrypted", "add tls"},
+	{Server, "on-demand=/bin/true", "on-demand", "nothing would be encrypted", "add tls"},
+	{Server, "tls;acme=a.test;storage=off", "storage", "contradicts acme", "name a folder"},
+	{Server, "tls;acme=a.test;must-staple", "must-staple", "no certificates with must-staple", "remove must-staple"},
+	{Server, "tls;acme=a.test;eab=a:b,c:d", "eab", "more values than acme-ca", "one for each CA"},
+	{Server, "tls;acme=a.test;key-type=dsa", "key-type", "no such value", "p256"},
 	{Server, "tls;cert=c", "cert", "key is not given", "add key="},
 	{Server, "tls;key=k", "key", "cert is not given", "add cert="},
 	{Server, "cert=c;key=k", "cert", "nothing would be encrypted", "add tls"},
@@ -289,7 +308,7 @@ func TestParseErrors(t *testing.T) {
 
 func TestErrorNamesTheOption(t *testing.T) {
 	_, err := Parse(Server, "tls")
-	if want := `option "tls": neither cert+key nor servername is given`; err == nil || err.Error() != want {
+	if want := `option "tls": neither acme, cert+key nor servername is given`; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	_, err = Parse(Server, "=x")
@@ -522,11 +541,11 @@ func checkInvariants(t *testing.T, side Side, o *Options) {
 		t.Error("control character in a name")
 	case o.TLS && side == Client && o.SNI == "":
 		t.Error("TLS without SNI")
-	case o.TLS && side == Server && (o.ServerName == "") == (o.Key == ""):
-		t.Error("TLS with no source of a certificate, or two")
+	case o.TLS && side == Server && o.ServerName+o.Key+o.OnDemand == "" && o.ACME == nil:
+		t.Error("TLS with no source of a certificate")
 	case o.Key != "" && (o.Cert == "") == (o.CertPEM == nil):
 		t.Error("a key with no certificate, or two")
-	case !o.TLS && o.SNI+o.CA+o.Cert+o.Key+o.ServerName+o.OCSP+o.ClientCert != "":
+	case !o.TLS && (o.SNI+o.CA+o.Cert+o.Key+o.ServerName+o.OCSP+o.ClientCert+o.OnDemand != "" || o.ACME != nil):
 		t.Error("TLS options without TLS")
 	case o.Insecure && o.Pins != nil:
 		t.Error("insecure with a pin")

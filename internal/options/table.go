@@ -12,6 +12,9 @@ const (
 	defaultPing    = 30 * time.Second
 )
 
+// automaticGroup is what only matters where certificates are obtained.
+const automaticGroup = "Automatic certificates (ACME)"
+
 // option is one row of the table, from which Parse, Help and Markdown come. A key whose meaning depends on the side has
 // one row for each.
 type option struct {
@@ -172,9 +175,75 @@ var table = []option{
 	},
 	{
 		key: "storage", arg: "<folder>|off", sides: server, group: "Certificates", optional: true,
-		help: "where the key of a self-signed certificate is kept, so that its pin survives a restart; " +
+		help: "where certificates, keys and accounts are kept, so that they survive a restart; " +
 			"default: raimon in the user's data folder, /var/lib/raimon for root",
 		set: func(o *Options, v string) error { o.Storage = v; return nil },
+	},
+
+	{
+		key: "acme", arg: "<name,...>", sides: server, group: automaticGroup, needs: "tls", optional: true,
+		help: "obtain a certificate for each of these names and renew it: DNS names, *.names with dns=, IP addresses with profile=",
+		set:  func(o *Options, v string) error { return setList(&o.ACME, v) },
+	},
+	{
+		key: "email", arg: "<address>", sides: server, group: automaticGroup, optional: true,
+		help: "the contact that the CA is told",
+		set:  func(o *Options, v string) error { o.Email = v; return nil },
+	},
+	{
+		key: "acme-ca", arg: "<ca,...>", sides: server, group: automaticGroup, optional: true,
+		help: "letsencrypt, letsencrypt-staging, zerossl, google, or the URL of an ACME directory; each is tried when " +
+			"those before it fail",
+		standard: "letsencrypt",
+		set:      func(o *Options, v string) error { return setList(&o.ACMECAs, v) },
+	},
+	{
+		key: "acme-root", arg: "<file>", sides: server, group: automaticGroup, optional: true,
+		help: "trust the roots in this PEM file too when the CA is asked: for private CAs",
+		set:  func(o *Options, v string) error { o.ACMERoot = v; return nil },
+	},
+	{
+		key: "eab", arg: "<kid:key,...>", sides: server, group: automaticGroup, optional: true,
+		help: "your account with the CA (external account binding), one for each of acme-ca, empty where one needs none",
+		set:  func(o *Options, v string) error { return setList(&o.EAB, v) },
+	},
+	{
+		key: "profile", arg: "<name>", sides: server, group: automaticGroup, optional: true,
+		help: "the kind of certificate, as the CA calls it, such as shortlived",
+		set:  func(o *Options, v string) error { o.Profile = v; return nil },
+	},
+	{
+		key: "key-type", arg: "p256|p384|ed25519|rsa2048|rsa4096", sides: server, group: automaticGroup, optional: true,
+		help:     "the kind of private key",
+		standard: "p256",
+		set: func(o *Options, v string) error {
+			return setOneOf(&o.KeyType, v, "p256", "p384", "ed25519", "rsa2048", "rsa4096")
+		},
+	},
+	{
+		key: "http", arg: "<address>|off", sides: server, group: automaticGroup, optional: true,
+		help:     "answer the CA there (HTTP-01), and send everybody else to https",
+		standard: ":80",
+		set:      func(o *Options, v string) error { o.HTTP = v; return nil },
+	},
+	{
+		key: "dns", arg: "<provider>", sides: server, group: automaticGroup, optional: true,
+		help: "prove the names through the DNS (DNS-01): exec:/program, rfc2136://server/zone?key-file=... or acme-dns://server?file=...",
+		set:  func(o *Options, v string) error { o.DNS = v; return nil },
+	},
+	{
+		key: "on-demand", arg: "<url>|<command>", sides: server, group: automaticGroup, needs: "tls", optional: true,
+		help: "obtain certificates for other names too, when a client asks and this says yes: the URL with ?domain=name by status 200, " +
+			"the command with the name as last argument by exit status 0",
+		set: func(o *Options, v string) error { o.OnDemand = v; return nil },
+	},
+	{
+		key: "must-staple", sides: server, group: automaticGroup,
+		help: "refused: CAs give no such certificates any more",
+		set: func(*Options, string) error {
+			return problem("CAs give no certificates with must-staple any more: Let's Encrypt ended OCSP in 2025",
+				"remove must-staple; where a CA has an OCSP responder, staples are fetched anyway")
+		},
 	},
 
 	{

@@ -255,3 +255,11 @@ func decodeBase64(s string) ([]byte, error) {
 	s = strings.NewReplacer("-", "+", "_", "/").Replace(s)
 	return base64.RawStdEncoding.DecodeString(strings.TrimRight(s, "="))
 }
+
+// setList keeps empty items, whose place counts.
+func setList(field *[]string, v string) error {
+	for item := range strings.SplitSeq(v, ",") {
+		*field = append(*field, strings.TrimSpace(item))
+	}
+	return nil
+}

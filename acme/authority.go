@@ -1,0 +1,265 @@
+package acme
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/mholt/acmez/v3/acme"
+	"go.uber.org/zap"
+)
+
+// The directories of public CAs.
+const (
+	LetsEncrypt        = certmagic.LetsEncryptProductionCA
+	LetsEncryptStaging = certmagic.LetsEncryptStagingCA
+	ZeroSSL            = certmagic.ZeroSSLProductionCA
+	Google             = certmagic.GoogleTrustProductionCA
+)
+
+// CA is a certificate authority that speaks ACME.
+type CA struct {
+	// Directory is the URL where ACME begins (RFC 8555, section 7.1.1).
+	Directory string
+	// Roots are trusted when Directory is asked; nil means the system's.
+	Roots *x509.CertPool
+	// EABKeyID and EABKey (base64url) bind the ACME account to one that the user has with the CA
+	// (RFC 8555, section 7.3.4). Both are empty where the CA does not ask for it.
+	EABKeyID, EABKey string
+}
+
+// Directory returns the URL of a CA that has a short name; other values are returned as they are.
+func Directory(ca string) string {
+	switch strings.ToLower(ca) {
+	case "letsencrypt":
+		return LetsEncrypt
+	case "letsencrypt-staging":
+		return LetsEncryptStaging
+	case "zerossl":
+		return ZeroSSL
+	case "google":
+		return Google
+	}
+	return ca
+}
+
+// authority is one CA as certmagic sees it. Each has a certmagic.Config of its own, so that we hear
+// what every one of them said, where certmagic would tell of the last alone.
+type authority struct {
+	CA
+	issuer    *certmagic.ACMEIssuer
+	certmagic *certmagic.Config
+	// anew is certmagic without the "replaces" of ARI (RFC 9773, section 5), which a CA refuses after a
+	// crash has lost the replacement that it had already issued.
+	anew *certmagic.Config
+
+	mu         sync.Mutex
+	retryAfter time.Time // what the CA asked for last
+}
+
+func (m *Manager) openAuthorities() {
+	host, port := "127.0.0.1", 0
+	if a, ok := m.taken.Addr().(*net.TCPAddr); ok {
+		host, port = a.IP.String(), a.Port
+	}
+	cas := m.config.CAs
+	if len(cas) == 0 {
+		cas = []CA{{Directory: LetsEncrypt}}
+	}
+	m.cache = certmagic.NewCache(certmagic.CacheOptions{
+		GetConfigForCert:   func(certmagic.Certificate) (*certmagic.Config, error) { return m.authorities[0].certmagic, nil },
+		RenewCheckInterval: forever,
+		OCSPCheckInterval:  forever,
+		Logger:             zap.NewNop(),
+	})
+	for _, ca := range cas {
+		a := &authority{CA: ca}
+		logger := zap.New(&bridge{log: m.log, heard: a.heard})
+		config := certmagic.Config{
+			Storage:   m.storage,
+			KeySource: certmagic.StandardKeyGenerator{KeyType: certmagic.KeyType(cmp.Or(m.config.KeyType, string(certmagic.P256)))},
+			OnEvent:   onEvent,
+			Logger:    logger,
+			OCSP:      certmagic.OCSPConfig{DisableStapling: true}, // staple.go
+			// It leaves a file behind when it is killed. That the storage works is seen when the lock is taken.
+			DisableStorageCheck: true,
+		}
+		a.certmagic = certmagic.New(m.cache, config)
+		template := certmagic.ACMEIssuer{
+			CA:                      ca.Directory,
+			Email:                   m.config.Email,
+			Agreed:                  true,
+			Profile:                 m.config.Profile,
+			TrustedRoots:            ca.Roots,
+			DisableHTTPChallenge:    !m.config.HTTP,
+			DisableTLSALPNChallenge: !m.config.TLS,
+			ListenHost:              host,
+			AltHTTPPort:             port,
+			AltTLSALPNPort:          port,
+			DNS01Solver:             m.config.DNS,
+			NewAccountFunc:          m.accountKey,
+			Logger:                  logger,
+			HTTPProxy:               http.ProxyFromEnvironment,
+		}
+		if ca.EABKeyID != "" {
+			template.ExternalAccount = &acme.EAB{KeyID: ca.EABKeyID, MACKey: ca.EABKey}
+		}
+		a.issuer = certmagic.NewACMEIssuer(a.certmagic, template)
+		a.certmagic.Issuers = []certmagic.Issuer{a.issuer}
+		anew := *a.certmagic
+		anew.DisableARI = true
+		a.anew = &anew
+		m.authorities = append(m.authorities, a)
+	}
+}
+
+// forever is longer than any process runs.
+const forever = 100 * 365 * 24 * time.Hour
+
+// accountKey stores the key of a new account before the CA hears of it. Certmagic stores it
+// afterwards: killed in between, it would register another account at the next start. A CA answers a
+// key that it knows with the account that belongs to it (RFC 8555, section 7.3.1).
+func (m *Manager) accountKey(ctx context.Context, issuer *certmagic.ACMEIssuer, account acme.Account) (acme.Account, error) {
+	email := "default"
+	if len(account.Contact) > 0 {
+		email = strings.TrimPrefix(account.Contact[0], "mailto:")
+	}
+	name := "accounts/" + certmagic.StorageKeys.Safe(issuer.IssuerKey()) + "/" + certmagic.StorageKeys.Safe(email) + ".key"
+	stored, err := m.storage.Load(ctx, name)
+	if err == nil {
+		key, err := certmagic.PEMDecodePrivateKey(stored)
+		if err != nil {
+			return account, fmt.Errorf("account key %s: %w", name, err)
+		}
+		account.PrivateKey = key
+		return account, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return account, err
+	}
+	stored, err = certmagic.PEMEncodePrivateKey(account.PrivateKey)
+	if err != nil {
+		return account, err
+	}
+	return account, m.storage.Store(ctx, name, stored)
+}
+
+// attempt is one try to get one certificate from one CA. It travels in the context of the calls that
+// it leads to.
+type attempt struct {
+	// needed is asked under the lock of the name, before anything is sent.
+	needed func(context.Context) error
+
+	mu  sync.Mutex
+	end context.CancelFunc
+	err error // the first that was noted
+}
+
+type attemptKey struct{}
+
+// note ends a when something went wrong. Certmagic would try again after a minute, and for 30 days,
+// while it holds the lock of the name.
+func (a *attempt) note(err error) {
+	if a == nil || err == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil {
+		a.err = err
+		a.end()
+	}
+}
+
+func attemptOf(ctx context.Context) *attempt {
+	a, _ := ctx.Value(attemptKey{}).(*attempt)
+	return a
+}
+
+// onEvent is certmagic's only way to say that an attempt has failed before it sleeps over it.
+func onEvent(ctx context.Context, event string, data map[string]any) error {
+	a := attemptOf(ctx)
+	if a == nil {
+		return nil
+	}
+	switch event {
+	case "cert_obtaining":
+		err := a.needed(ctx)
+		a.note(err)
+		return err
+	case "cert_failed":
+		err, _ := data["error"].(error)
+		a.note(cmp.Or(err, errors.New("certmagic gives no reason")))
+	}
+	return nil
+}
+
+// issue obtains a certificate for name, once, and stores it.
+func (a *authority) issue(ctx context.Context, name string, needed func(context.Context) error) error {
+	err := a.try(ctx, a.certmagic, name, needed)
+	var problem acme.Problem
+	if errors.As(err, &problem) && problem.Type == acme.ProblemTypeAlreadyReplaced {
+		err = a.try(ctx, a.anew, name, needed)
+	}
+	return err
+}
+
+func (a *authority) try(ctx context.Context, config *certmagic.Config, name string, needed func(context.Context) error) error {
+	begun, end := context.WithTimeoutCause(ctx, attemptTimeout, fmt.Errorf("not done after %v", attemptTimeout))
+	defer end()
+	this := &attempt{needed: needed, end: end}
+	// Forced, because we decide when it is time. Where nothing is stored it obtains.
+	err := config.RenewCertAsync(context.WithValue(begun, attemptKey{}, this), name, true)
+	this.mu.Lock()
+	defer this.mu.Unlock()
+	switch {
+	case this.err != nil:
+		return this.err
+	case err != nil && begun.Err() != nil:
+		return context.Cause(begun)
+	}
+	return err
+}
+
+// heard notes what the CA says about when to come again (RFC 8555, section 6.6; RFC 9110, section 10.2.3).
+func (a *authority) heard(status int, header http.Header) {
+	if status != http.StatusTooManyRequests && status != http.StatusServiceUnavailable {
+		return
+	}
+	at, ok := parseRetryAfter(header.Get("Retry-After"), time.Now())
+	if !ok {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.retryAfter = at
+}
+
+// notBefore is when the CA wants to be asked again; zero if it did not say so since the last call.
+func (a *authority) notBefore() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.retryAfter
+	a.retryAfter = time.Time{}
+	return at
+}
+
+// revoke tells the CA that p must not be trusted any more. Reason 0 is "unspecified".
+func (a *authority) revoke(ctx context.Context, p *pair) error {
+	return a.issuer.Revoke(ctx, certmagic.CertificateResource{CertificatePEM: p.chainPEM, PrivateKeyPEM: p.keyPEM}, 0)
+}
+
+// publicKey is a key that can be compared.
+type publicKey interface {
+	Equal(crypto.PublicKey) bool
+}

@@ -1,0 +1,212 @@
+package acme
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+)
+
+// On demand anybody can make us ask for anything, so all of it is bounded.
+const (
+	maxOnDemand   = 10_000          // names kept
+	maxAsking     = 16              // decisions at a time
+	maxRefusals   = 10_000          // remembered
+	refusalLasts  = 5 * time.Minute // before the same name is asked about again
+	decisionLimit = 5 * time.Second
+)
+
+// demand remembers which names were refused, and how many are being decided on.
+type demand struct {
+	mu       sync.Mutex
+	refusals map[string]time.Time // name to the time when it may be asked about again
+	asking   map[string]chan struct{}
+	kept     int
+}
+
+var errUnknownName = errors.New("no certificate for this name")
+
+// onDemand decides about a name that was not asked for before, and begins to keep its certificate.
+func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
+	if m.config.Allow == nil || hello.ServerName == "" {
+		return nil, errUnknownName
+	}
+	name, err := ParseName(hello.ServerName)
+	if err != nil || isIP(name) || strings.HasPrefix(name, "*.") {
+		return nil, errUnknownName
+	}
+	for {
+		decided, err := m.asked.begin(name, m.clock.now())
+		if err != nil {
+			return nil, err
+		}
+		if decided == nil {
+			break // it is ours to decide
+		}
+		select {
+		case <-decided:
+		case <-hello.Context().Done():
+			return nil, hello.Context().Err()
+		}
+		if k := m.find(name); k != nil {
+			return k, nil
+		}
+	}
+	// Begun is finished: the decision counts for others, though this client may be gone.
+	limited, cancel := context.WithTimeout(context.WithoutCancel(hello.Context()), decisionLimit)
+	defer cancel()
+	if err := m.config.Allow(limited, name); err != nil {
+		m.log.Debug("no certificate on demand", "name", name, "error", err)
+		m.asked.end(name, m.clock.now().Add(refusalLasts))
+		return nil, fmt.Errorf("%w: %w", errUnknownName, err)
+	}
+	m.mu.Lock()
+	k := m.keepers[name]
+	if k == nil {
+		k = m.newKeeper(name)
+		k.demanded = true
+		m.keepers[name] = k
+		m.start(k)
+	}
+	m.mu.Unlock()
+	m.asked.end(name, time.Time{})
+	return k, nil
+}
+
+// begin returns a channel to wait for where somebody else decides about name, nil and nil where the
+// caller has to, and then calls end.
+func (d *demand) begin(name string, now time.Time) (decided <-chan struct{}, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.asking == nil {
+		d.asking, d.refusals = make(map[string]chan struct{}), make(map[string]time.Time)
+	}
+	if again, ok := d.refusals[name]; ok {
+		if again.After(now) {
+			return nil, errUnknownName
+		}
+		delete(d.refusals, name)
+	}
+	if c := d.asking[name]; c != nil {
+		return c, nil
+	}
+	if len(d.asking) >= maxAsking || d.kept >= maxOnDemand {
+		return nil, errors.New("too many names are asked for")
+	}
+	d.asking[name] = make(chan struct{})
+	return nil, nil
+}
+
+// end notes the decision: refused until again, or taken where again is zero.
+func (d *demand) end(name string, again time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	close(d.asking[name])
+	delete(d.asking, name)
+	if again.IsZero() {
+		d.kept++
+		return
+	}
+	if len(d.refusals) >= maxRefusals {
+		for other := range d.refusals { // any will do: it is asked about again
+			delete(d.refusals, other)
+			break
+		}
+	}
+	d.refusals[name] = again
+}
+
+// checkDemand asks again before a certificate on demand is renewed: names come and go.
+func (k *keeper) checkDemand(ctx context.Context) error {
+	if !k.demanded || k.held() == nil {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, decisionLimit)
+	defer cancel()
+	if err := k.config.Allow(limited, k.name); err != nil {
+		return fmt.Errorf("not allowed any more: %w", err)
+	}
+	return nil
+}
+
+// Ask makes Config.Allow of what a user wrote. An http or https URL is asked with ?domain=name and
+// allows with status 200; anything else is a program, with arguments separated by spaces, that is
+// called with the name as last argument and allows with exit status 0.
+func Ask(spec string) (func(context.Context, string) error, error) {
+	if strings.HasPrefix(spec, "http://") || strings.HasPrefix(spec, "https://") {
+		return askURL(spec)
+	}
+	return askProgram(spec)
+}
+
+func askURL(spec string) (func(context.Context, string) error, error) {
+	u, err := url.Parse(spec)
+	if err != nil || u.Host == "" {
+		return nil, &ConfigError{Field: "Allow", Problem: "it is no URL", Fix: "write on-demand=http://127.0.0.1:8000/allowed, or the path of a program"}
+	}
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return func(ctx context.Context, name string) error {
+		asked := *u
+		query := asked.Query()
+		query.Set("domain", name)
+		asked.RawQuery = query.Encode()
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, asked.String(), nil)
+		if err != nil {
+			return err
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s answers with status %d", u.Host, response.StatusCode)
+		}
+		return nil
+	}, nil
+}
+
+func askProgram(spec string) (func(context.Context, string) error, error) {
+	words := strings.Fields(spec)
+	if len(words) == 0 {
+		return nil, &ConfigError{Field: "Allow", Problem: "it is empty", Fix: "write on-demand=http://127.0.0.1:8000/allowed, or the path of a program"}
+	}
+	path, err := exec.LookPath(words[0])
+	if err != nil {
+		return nil, &ConfigError{Field: "Allow", Problem: err.Error(), Fix: "on-demand= names a URL, or a program that may be run"}
+	}
+	return func(ctx context.Context, name string) error {
+		// A name has been checked: it begins with a letter or a digit, and is no flag.
+		cmd := exec.CommandContext(ctx, path, append(words[1:len(words):len(words)], name)...)
+		cmd.WaitDelay = time.Second
+		var said bytes.Buffer
+		cmd.Stderr = &limitedWriter{&said, 1 << 10}
+		if err := cmd.Run(); err != nil {
+			if text := strings.TrimSpace(said.String()); text != "" {
+				return fmt.Errorf("%s: %w: %s", path, err, text)
+			}
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		return nil
+	}, nil
+}
+
+// limitedWriter forgets what is too much.
+type limitedWriter struct {
+	b    *bytes.Buffer
+	room int
+}
+
+func (w *limitedWriter) Write(p []byte) (int, error) {
+	n := min(len(p), w.room)
+	w.b.Write(p[:n])
+	w.room -= n
+	return len(p), nil
+}

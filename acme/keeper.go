@@ -1,0 +1,518 @@
+package acme
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+
+	"raimon/internal/staple"
+)
+
+// clock has the times that tests shorten.
+type clock struct {
+	now func() time.Time
+	// look is how often a keeper looks around at least: clocks are set, machines sleep.
+	look time.Duration
+	// unreached is the first pause after a CA or the storage could not be reached, refused that after
+	// a CA said no; both grow up to their last.
+	unreached, lastUnreached time.Duration
+	refused, lastRefused     time.Duration
+	// staple is the pause after a responder gave no staple.
+	staple time.Duration
+}
+
+var standardClock = clock{
+	now:           time.Now,
+	look:          time.Minute,
+	unreached:     5 * time.Second,
+	lastUnreached: 15 * time.Minute,
+	// Let's Encrypt bears five failures an hour for each name and account
+	// (https://letsencrypt.org/docs/rate-limits/).
+	refused:     2 * time.Minute,
+	lastRefused: 4 * time.Hour,
+	staple:      15 * time.Minute,
+}
+
+// keeper keeps the certificate of one name, in one goroutine.
+type keeper struct {
+	*Manager
+	name     string
+	orders   chan order
+	ready    chan struct{} // closed when there is something to tell: a certificate or a failure
+	demanded bool          // not one of Config.Names
+
+	// Of the goroutine alone.
+	failures   int
+	mayTry     time.Time // no attempt before
+	lastLogged string
+	loggedAt   time.Time
+	mayStaple  time.Time // no request to the responder before
+	window     window
+	pulled     time.Time // when the CA's window last made us renew
+	revoked    bool      // the certificate in use has been revoked: replace it
+
+	mu      sync.Mutex
+	current *held // what handshakes get; nil at first
+	failure *Failure
+	next    time.Time // next attempt
+	told    bool      // ready is closed
+}
+
+// held is a certificate in use. It is never changed.
+type held struct {
+	*pair
+	from    *authority
+	served  *tls.Certificate
+	staple  *staple.Staple // nil if there is none
+	bareTLS *tls.Certificate
+}
+
+// order is what a person wants done at once.
+type order struct {
+	revoke bool
+	done   chan error
+}
+
+// window is when a CA wants a certificate to be renewed (RFC 9773).
+type window struct {
+	renew   time.Time // zero: the CA has no opinion
+	refresh time.Time // ask again
+}
+
+func (m *Manager) newKeeper(name string) *keeper {
+	return &keeper{Manager: m, name: name, orders: make(chan order), ready: make(chan struct{})}
+}
+
+// get waits for the first certificate only where nothing is known yet, as when the program has just
+// been started.
+func (k *keeper) get(ctx context.Context) (*tls.Certificate, error) {
+	if cert := k.serve(); cert != nil {
+		return cert, nil
+	}
+	select {
+	case <-k.ready:
+	case <-ctx.Done():
+	}
+	if cert := k.serve(); cert != nil {
+		return cert, nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.failure != nil {
+		return nil, fmt.Errorf("no certificate for %s yet: %w", k.name, k.failure)
+	}
+	return nil, fmt.Errorf("no certificate for %s yet", k.name)
+}
+
+func (k *keeper) serve() *tls.Certificate {
+	h := k.held()
+	if h == nil {
+		return nil
+	}
+	if h.staple != nil && h.staple.Check(k.clock.now()) == nil {
+		return h.served
+	}
+	return h.bareTLS
+}
+
+func (k *keeper) held() *held {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.current
+}
+
+func (k *keeper) run(ctx context.Context) {
+	for {
+		timer := time.NewTimer(min(k.step(ctx), k.clock.look))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case o := <-k.orders:
+			timer.Stop()
+			o.done <- k.obey(ctx, o)
+		}
+	}
+}
+
+// step does what is due and returns how long to wait for what comes next.
+func (k *keeper) step(ctx context.Context) time.Duration {
+	now := k.clock.now()
+	if k.held() == nil || k.held().leaf().NotAfter.Before(now) {
+		k.load(ctx)
+	}
+	h := k.held()
+	if h != nil {
+		k.tell(nil, k.due(h)) // serve it before anybody is asked
+		k.storage.save(ctx, pairName(h.from.issuer, k.name))
+		k.refreshStaple(ctx, h)
+		k.refreshWindow(ctx, h)
+		h = k.held()
+	}
+	due := k.due(h)
+	if now = k.clock.now(); !due.After(now) && !k.mayTry.After(now) && ctx.Err() == nil {
+		k.renew(ctx, k.needed)
+		due = k.due(k.held())
+	}
+	next := later(due, k.mayTry)
+	k.mu.Lock()
+	k.next = next
+	h = k.current
+	k.mu.Unlock()
+	if h != nil {
+		next = earlier(next, k.stapleDue(h))
+		next = earlier(next, k.window.refresh)
+	}
+	return max(next.Sub(k.clock.now()), 10*time.Millisecond)
+}
+
+// due is when h has to be replaced: when a third of its lifetime is left, or half of a lifetime of less
+// than 10 days, or before that when its CA says so (RFC 9773, section 4.2).
+func (k *keeper) due(h *held) time.Time {
+	if h == nil || k.revoked {
+		return time.Time{}
+	}
+	left := lifetime(h) / 3
+	if lifetime(h) < 10*24*time.Hour {
+		left = lifetime(h) / 2
+	}
+	due := h.leaf().NotAfter.Add(-left)
+	if !k.window.renew.IsZero() {
+		return earlier(due, later(k.window.renew, k.pulled.Add(pulledAgain))) // a CA may err; it is not asked in a loop
+	}
+	return due
+}
+
+func lifetime(h *held) time.Duration { return h.leaf().NotAfter.Sub(h.leaf().NotBefore) }
+
+// load takes the newest certificate that the storage has for the name.
+func (k *keeper) load(ctx context.Context) {
+	var newest *held
+	var problem error
+	for _, a := range k.authorities {
+		p, err := k.storage.loadPair(ctx, pairName(a.issuer, k.name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			problem = err
+		case newest == nil || p.leaf().NotBefore.After(newest.leaf().NotBefore):
+			newest = &held{pair: p, from: a, bareTLS: p.certificate}
+		}
+	}
+	switch old := k.held(); {
+	case newest != nil && old != nil && newest.leaf().Equal(old.leaf()):
+	case newest != nil:
+		k.use(ctx, newest)
+		k.log.Info("certificate loaded", "name", k.name, "issuer", newest.from.Directory, "not_after", newest.leaf().NotAfter)
+	case problem != nil:
+		k.failed(ctx, &Failure{Reason: "the storage: " + problem.Error(), Fix: storageFix(problem), err: problem}, false)
+	}
+}
+
+// use serves h from now on.
+func (k *keeper) use(ctx context.Context, h *held) {
+	if now := k.clock.now(); !k.window.renew.IsZero() && !k.window.renew.After(now) {
+		k.pulled = now
+	}
+	k.revoked, k.window, k.mayStaple = false, window{}, time.Time{}
+	k.loadStaple(ctx, h)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.current = h
+}
+
+// needed is asked under the lock of the name. Another process may have renewed while we waited for it.
+func (k *keeper) needed(ctx context.Context) error {
+	before := k.held()
+	k.load(ctx)
+	if h := k.held(); h != nil && h != before && k.due(h).After(k.clock.now()) {
+		return errRenewed
+	}
+	return nil
+}
+
+// errRenewed says that another process was faster.
+var errRenewed = errors.New("renewed by another process")
+
+// renew tries all CAs once, and leaves a line in the log.
+func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) error {
+	if err := k.checkDemand(ctx); err != nil {
+		return k.failed(ctx, explain(ctx, k.name, nil, err), true)
+	}
+	select {
+	case k.attempts <- struct{}{}:
+		defer func() { <-k.attempts }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var all []*Failure
+	for _, a := range k.authorities {
+		err := a.issue(ctx, k.name, needed)
+		if errors.Is(err, errRenewed) {
+			k.succeeded("certificate renewed by another process")
+			return nil
+		}
+		if err == nil {
+			if err = k.takeUp(ctx, a); err == nil {
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err() // shutting down is no failure
+		}
+		f := explain(ctx, k.name, a, err)
+		all = append(all, f)
+	}
+	return k.failed(ctx, joinFailures(all), true)
+}
+
+// takeUp serves what a has just issued.
+func (k *keeper) takeUp(ctx context.Context, a *authority) error {
+	p, err := k.storage.loadPair(ctx, pairName(a.issuer, k.name))
+	if err != nil {
+		return err
+	}
+	old := k.held()
+	if old != nil && old.leaf().Equal(p.leaf()) {
+		return errors.New("the CA has sent the certificate that is in use")
+	}
+	k.use(ctx, &held{pair: p, from: a, bareTLS: p.certificate})
+	text := "certificate obtained"
+	if old != nil {
+		text = "certificate renewed"
+	}
+	k.succeeded(text)
+	return nil
+}
+
+func (k *keeper) succeeded(text string) {
+	k.failures, k.mayTry, k.lastLogged = 0, time.Time{}, ""
+	h := k.held()
+	k.tell(nil, k.due(h))
+	k.log.Info(text, "name", k.name, "issuer", h.from.Directory, "not_after", h.leaf().NotAfter, "next_renewal", k.due(h))
+}
+
+// failed plans the next attempt, if pause, and logs each reason once in a while.
+func (k *keeper) failed(ctx context.Context, f *Failure, pause bool) error {
+	now := k.clock.now()
+	if pause {
+		first, last := k.clock.unreached, k.clock.lastUnreached
+		if f.refused {
+			first, last = k.clock.refused, k.clock.lastRefused
+		}
+		wait := first << min(k.failures, 20)
+		if wait > last || wait <= 0 {
+			wait = last
+		}
+		if h := k.held(); h != nil {
+			wait = min(wait, max(lifetime(h)/20, time.Second)) // a short-lived certificate cannot wait for hours
+		}
+		k.failures++
+		wait += time.Duration(rand.Int64N(int64(wait)/5 + 1))
+		k.mayTry = later(now.Add(wait), f.RetryAfter)
+	} else if k.mayTry.Before(now) {
+		k.mayTry = now.Add(k.clock.unreached)
+	}
+	if f.Reason != k.lastLogged || now.Sub(k.loggedAt) > sameReasonAgain {
+		k.lastLogged, k.loggedAt = f.Reason, now
+		attrs := []any{"name", k.name, "error", f.Reason}
+		if f.Fix != "" {
+			attrs = append(attrs, "hint", f.Fix)
+		}
+		attrs = append(attrs, "retry_at", k.mayTry)
+		text := "no certificate yet"
+		if h := k.held(); h != nil {
+			text = "certificate not renewed"
+			attrs = append(attrs, "not_after", h.leaf().NotAfter)
+		}
+		k.log.Error(text, attrs...)
+	}
+	k.tell(f, k.mayTry)
+	return f
+}
+
+const (
+	sameReasonAgain = 6 * time.Hour
+	pulledAgain     = time.Hour
+)
+
+// tell is what handshakes and Status hear.
+func (k *keeper) tell(f *Failure, next time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if f != nil || k.current != nil {
+		if !k.told {
+			close(k.ready)
+			k.told = true
+		}
+	}
+	if f != nil || k.failures == 0 {
+		k.failure = f
+	}
+	k.next = next
+}
+
+// obey does what a person has asked for.
+func (k *keeper) obey(ctx context.Context, o order) error {
+	k.load(ctx)
+	h := k.held()
+	if o.revoke {
+		if h == nil {
+			return &ConfigError{Problem: "there is no certificate of " + k.name + " to revoke"}
+		}
+		if err := h.from.revoke(ctx, h.pair); err != nil {
+			return explain(ctx, k.name, h.from, err)
+		}
+		k.log.Warn("certificate revoked", "name", k.name, "serial", fmt.Sprintf("%x", h.leaf().SerialNumber))
+		k.revoked = true
+	}
+	return k.renew(ctx, func(context.Context) error { return nil })
+}
+
+// refreshStaple asks the CA's responder when half of the staple's validity has passed.
+func (k *keeper) refreshStaple(ctx context.Context, h *held) {
+	if len(h.leaf().OCSPServer) == 0 || k.stapleDue(h).After(k.clock.now()) {
+		return
+	}
+	s, err := staple.Fetch(ctx, http.DefaultClient, h.chain)
+	switch {
+	case errors.Is(err, staple.ErrRevoked):
+		if !k.revoked {
+			k.log.Error("certificate was revoked by its CA: it is replaced", "name", k.name, "error", err)
+		}
+		k.revoked = true
+		k.mayStaple = k.clock.now().Add(k.clock.staple)
+		return
+	case err != nil:
+		k.mayStaple = k.clock.now().Add(k.clock.staple)
+		k.log.Debug("no new OCSP staple", "name", k.name, "error", err)
+		if h.staple != nil && h.staple.Lapsed(k.clock.now()) && ctx.Err() == nil {
+			k.log.Warn("OCSP staple dropped: the responder has no newer one", "name", k.name, "error", err)
+			k.serveStaple(h, nil)
+		}
+		return
+	}
+	k.mayStaple = time.Time{}
+	k.serveStaple(h, s)
+	if err := k.storage.store(ctx, stapleKey(h, k.name), s.DER); err != nil {
+		k.log.Debug("OCSP staple not stored", "name", k.name, "error", err)
+	}
+}
+
+// loadStaple takes the staple that was stored for h, so that a responder that is away does not matter.
+func (k *keeper) loadStaple(ctx context.Context, h *held) {
+	if len(h.leaf().OCSPServer) == 0 {
+		return
+	}
+	der, err := k.storage.load(ctx, stapleKey(h, k.name), func(string, []byte) error { return nil })
+	if err != nil {
+		return // it is asked for
+	}
+	// One that belongs to the previous certificate, or is damaged, is overwritten by the next.
+	if s, err := staple.Parse(der, h.chain); err == nil && s.Check(k.clock.now()) == nil {
+		h.setStaple(s)
+	}
+}
+
+func stapleKey(h *held, name string) string {
+	return "ocsp/" + certmagic.StorageKeys.Safe(h.from.issuer.IssuerKey()) + "/" + certmagic.StorageKeys.Safe(name)
+}
+
+func (h *held) setStaple(s *staple.Staple) {
+	h.staple, h.served = s, nil
+	if s != nil {
+		stapled := *h.certificate
+		stapled.OCSPStaple = s.DER
+		h.served = &stapled
+	}
+}
+
+func (k *keeper) serveStaple(h *held, s *staple.Staple) {
+	next := *h
+	next.setStaple(s)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.current = &next
+}
+
+// stapleDue is when to ask the responder; never for a certificate that names none.
+func (k *keeper) stapleDue(h *held) time.Time {
+	if len(h.leaf().OCSPServer) == 0 {
+		return k.clock.now().Add(forever)
+	}
+	if h.staple == nil {
+		return k.mayStaple
+	}
+	return later(h.staple.Refresh(), k.mayStaple)
+}
+
+// refreshWindow asks the CA when it wants h to be renewed.
+func (k *keeper) refreshWindow(ctx context.Context, h *held) {
+	now := k.clock.now()
+	if k.window.refresh.After(now) || h.leaf().NotAfter.Before(now) {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	info, err := h.from.issuer.GetRenewalInfo(limited, certmagic.Certificate{Certificate: *h.certificate})
+	k.window.refresh = now.Add(6 * time.Hour)
+	if err != nil {
+		// Old CAs have no such thing; then the lifetime decides.
+		k.log.Debug("no renewal information", "name", k.name, "error", err)
+		k.window.refresh = now.Add(time.Hour)
+		return
+	}
+	if info.RetryAfter != nil {
+		// RFC 9773, section 4.3.2: within sensible limits.
+		k.window.refresh = earlier(later(*info.RetryAfter, now.Add(time.Minute)), now.Add(24*time.Hour))
+	}
+	if info.HasWindow() {
+		// The time was drawn when the window was first heard of; a new draw must not put it off.
+		if k.window.renew.IsZero() || k.window.renew.Before(info.SuggestedWindow.Start) || k.window.renew.After(info.SuggestedWindow.End) {
+			k.window.renew = info.SelectedTime
+		}
+	}
+}
+
+// leaf is the certificate itself.
+func (p *pair) leaf() *x509.Certificate { return p.chain[0] }
+
+func (k *keeper) report() Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := Status{Name: k.name, NextRenewal: k.next}
+	if h := k.current; h != nil {
+		s.Issuer, s.NotBefore, s.NotAfter = h.from.Directory, h.leaf().NotBefore, h.leaf().NotAfter
+		if h.staple != nil {
+			s.StapleUntil = h.staple.Until
+		}
+	}
+	if k.failure != nil {
+		s.LastError, s.Hint = k.failure.Reason, k.failure.Fix
+	}
+	return s
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,34 @@
+package tunnel
+
+import (
+	"crypto/tls"
+	"errors"
+)
+
+// acmeTLS is what a CA offers, and nothing beside it, to find out who holds a name (TLS-ALPN-01,
+// RFC 8737, section 3).
+const acmeTLS = "acme-tls/1"
+
+// errChallenge ends the connection of a CA that has what it wanted.
+var errChallenge = errors.New("an ACME challenge was answered")
+
+// ServeChallenges makes config answer TLS-ALPN-01 probes with what its GetCertificate has for them.
+// TLS.Server ends such a connection after the handshake. Probes get no tickets and are not asked for
+// a client certificate; to all others nothing changes. It is called last, after ServeALPN.
+func ServeChallenges(config *tls.Config) {
+	probes := config.Clone()
+	probes.GetConfigForClient = nil
+	probes.NextProtos = []string{acmeTLS}
+	probes.SessionTicketsDisabled = true
+	probes.ClientAuth = tls.NoClientCert
+	others := config.GetConfigForClient
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		switch {
+		case len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acmeTLS:
+			return probes, nil
+		case others != nil:
+			return others(hello)
+		}
+		return nil, nil
+	}
+}
