@@ -30,6 +30,7 @@ func ParseName(name string) (string, error) {
 	case strings.Contains(name, "@"):
 		return fault(fmt.Sprintf("%q is no name", name), "the address of a person goes into email=")
 	}
+	name = strings.TrimSuffix(name, ".")
 	if ip, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
 		if ip.Zone() != "" || ip.IsUnspecified() || ip.IsMulticast() {
 			return fault(fmt.Sprintf("%q is no address of a server", name), "give the public address of this machine")
@@ -43,11 +44,14 @@ func ParseName(name string) (string, error) {
 	if strings.Contains(base, ":") {
 		return fault(fmt.Sprintf("%q has a port in it", name), "certificates are for names: leave the port away")
 	}
-	ascii, err := idna.Lookup.ToASCII(strings.TrimSuffix(base, "."))
+	ascii, err := idna.Lookup.ToASCII(base)
+	if err == nil {
+		_, err = idna.Lookup.ToASCII(ascii) // it makes names of bytes that are no text, but does not take them back
+	}
 	if err != nil {
 		return fault(fmt.Sprintf("%q is no DNS name: %v", name, err), "a name has letters, digits, hyphens and dots, as example.com")
 	}
-	if len(ascii) > 253 || ascii == "" {
+	if len(ascii) > 253 || ascii == "" || strings.Trim(ascii[strings.LastIndexByte(ascii, '.')+1:], "0123456789") == "" {
 		return fault(fmt.Sprintf("%q is no DNS name", name), "a name has letters, digits, hyphens and dots, as example.com")
 	}
 	for label := range strings.SplitSeq(ascii, ".") {
