@@ -18,8 +18,8 @@ help: ## list the targets
 build: ## build raimons and raimonc into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags=-s -o bin/ ./cmd/...
 
-demo: ## send 256 MB through a wss tunnel on this machine and back
-	@go run ./internal/demo
+demo: ## a CA, a certificate from it, 256 MB through a wss tunnel and back, a renewal
+	@go run -C $(ACMETEST) ./demo
 
 test: ## run all tests, with the race detector where a C compiler is found
 	@$(if $(RACE),true,echo 'make test: no C compiler found: running without the race detector')

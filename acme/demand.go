@@ -31,16 +31,17 @@ type demand struct {
 	kept     int
 }
 
-var errUnknownName = errors.New("no certificate for this name")
+// ErrUnknownName says that no certificate is kept for a name, and none is obtained on demand.
+var ErrUnknownName = errors.New("no certificate for this name")
 
 // onDemand decides about a name that was not asked for before, and begins to keep its certificate.
 func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
 	if m.config.Allow == nil || hello.ServerName == "" {
-		return nil, errUnknownName
+		return nil, ErrUnknownName
 	}
 	name, err := ParseName(hello.ServerName)
 	if err != nil || isIP(name) || strings.HasPrefix(name, "*.") {
-		return nil, errUnknownName
+		return nil, ErrUnknownName
 	}
 	for {
 		decided, err := m.asked.begin(name, m.clock.now())
@@ -65,7 +66,7 @@ func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
 	if err := m.config.Allow(limited, name); err != nil {
 		m.log.Debug("no certificate on demand", "name", name, "error", err)
 		m.asked.end(name, m.clock.now().Add(refusalLasts))
-		return nil, fmt.Errorf("%w: %w", errUnknownName, err)
+		return nil, fmt.Errorf("%w: %w", ErrUnknownName, err)
 	}
 	m.mu.Lock()
 	k := m.keepers[name]
@@ -90,7 +91,7 @@ func (d *demand) begin(name string, now time.Time) (decided <-chan struct{}, err
 	}
 	if again, ok := d.refusals[name]; ok {
 		if again.After(now) {
-			return nil, errUnknownName
+			return nil, ErrUnknownName
 		}
 		delete(d.refusals, name)
 	}

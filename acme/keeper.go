@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"net/http"
 	"sync"
 	"time"
 
@@ -384,7 +383,7 @@ func (k *keeper) refreshStaple(ctx context.Context, h *held) {
 	if len(h.leaf().OCSPServer) == 0 || k.stapleDue(h).After(k.clock.now()) {
 		return
 	}
-	s, err := staple.Fetch(ctx, http.DefaultClient, h.chain)
+	s, err := staple.Fetch(ctx, nil, h.chain)
 	switch {
 	case errors.Is(err, staple.ErrRevoked):
 		if !k.revoked {

@@ -168,7 +168,8 @@ func (m *Manager) start(k *keeper) {
 
 // GetCertificate is for tls.Config: the certificate for hello's server name, the answer to a CA's
 // TLS-ALPN-01 probe, or an error. Without a server name it is the certificate of the address that
-// the client dialed, else of the first of Names.
+// the client dialed, else of the first of Names. A name that m does not keep is an ErrUnknownName; the
+// error is a *Failure where the certificate could not be obtained so far.
 func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acmez.ACMETLS1Protocol {
 		return m.challengeCertificate(hello)

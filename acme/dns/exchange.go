@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func exchangeUDP(ctx context.Context, server string, m *dns.Msg) (*dns.Msg, erro
 	var answer *dns.Msg
 	var err error
 	for range udpTries {
-		if answer, err = exchangeOnceUDP(ctx, server, m); !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		if answer, err = exchangeOnceUDP(ctx, server, m); !errors.Is(err, context.DeadlineExceeded) || ended(ctx) != nil {
 			break
 		}
 	}
@@ -64,7 +65,7 @@ func exchange(ctx context.Context, network, server string, m *dns.Msg, key *key)
 	var d net.Dialer
 	c, err := d.DialContext(ctx, network, server)
 	if err != nil {
-		return nil, err
+		return nil, cmp.Or(ended(ctx), err)
 	}
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
@@ -76,12 +77,18 @@ func exchange(ctx context.Context, network, server string, m *dns.Msg, key *key)
 	}
 	answer, err := send(conn, m, network == "udp")
 	if answer == nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("no answer: %w", ctx.Err())
-		}
-		return nil, err
+		return nil, cmp.Or(ended(ctx), err)
 	}
 	return check(answer, err, m, key)
+}
+
+// ended is ctx.Err without the moment between a deadline, which a socket keeps as well, and the timer that tells ctx.
+func ended(ctx context.Context) error {
+	deadline, ok := ctx.Deadline()
+	if err := ctx.Err(); err != nil || !ok || time.Now().Before(deadline) {
+		return err
+	}
+	return context.DeadlineExceeded
 }
 
 // send returns no answer when none has come. With one, the error is about its form or its signature.

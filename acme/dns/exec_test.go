@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"raimon/internal/tunneltest"
 )
 
 // script makes a program of text and returns its spec, with its folder in $FOLDER.
@@ -28,6 +30,7 @@ func script(t testing.TB, text string) (spec, folder string) {
 }
 
 func TestProgram(t *testing.T) {
+	tunneltest.NoLeaks(t)
 	t.Setenv("DNS_TOKEN", "passed on")
 	spec, folder := script(t, `{ printf '<%s>' "$@"; printf ' %s' "$DNS_TOKEN"; wc -c; } >>"$FOLDER/log"`)
 	s := openSolver(t, spec+` -v "two words"`)
@@ -45,6 +48,7 @@ func TestProgram(t *testing.T) {
 }
 
 func TestProgramFails(t *testing.T) {
+	tunneltest.NoLeaks(t)
 	spec, _ := script(t, `yes "much $RANDOM output" | head -c 100000; printf 'not \033[31mallowed\n by\tzone' >&2; exit 3`)
 	err := openSolver(t, spec).Present(t.Context(), challenge("example.com", "one"))
 	if err == nil || !strings.HasSuffix(err.Error(), "not [31mallowed by zone") || !strings.Contains(err.Error(), "exit status 3: ...") {
@@ -60,6 +64,7 @@ func TestProgramFails(t *testing.T) {
 
 // What a program starts ends with it when its time is up.
 func TestProgramIsKilledWithItsChildren(t *testing.T) {
+	tunneltest.NoLeaks(t)
 	_, folder := script(t, "")
 	path := filepath.Join(folder, "hook")
 	write(t, path, "#!/bin/sh\nsleep 600 &\necho waiting for godot\necho $! >'"+folder+"/pid.new'; mv '"+folder+"/pid.new' '"+folder+"/pid'\nwait\n", 0o700)
@@ -91,6 +96,7 @@ func zombie(pid int) bool {
 }
 
 func TestProgramLimit(t *testing.T) {
+	tunneltest.NoLeaks(t)
 	spec, _ := script(t, "sleep 600")
 	s := openSolver(t, spec)
 	s.provider.(*program).limit = 50 * time.Millisecond

@@ -85,7 +85,7 @@ func (s *server) lagging(ctx context.Context, servers []string, name, value stri
 			switch {
 			case err == nil && answer.Authoritative && !holds(answer, value):
 				behind[i] = address
-			case err != nil && ctx.Err() != nil:
+			case err != nil && ended(ctx) != nil:
 				behind[i] = address // not heard out
 			case err != nil || !answer.Authoritative:
 				s.log.Debug("name server does not answer: not waiting for it", "server", address, "name", name, "error", err)

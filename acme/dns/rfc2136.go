@@ -135,7 +135,7 @@ func (s *server) place(ctx context.Context, fqdn string) (place, error) {
 	for range aliasLimit {
 		answer, err := s.ask(ctx, name, dns.TypeSOA)
 		var refusal *refusal
-		if err != nil && !errors.As(err, &refusal) {
+		if err != nil && (!errors.As(err, &refusal) || refusal.tsig != 0) {
 			return place{}, err
 		}
 		if err != nil || !answer.Authoritative {
@@ -149,13 +149,14 @@ func (s *server) place(ctx context.Context, fqdn string) (place, error) {
 			name = target
 			continue
 		}
-		if target := alias(answer, name); target != "" {
-			owner := s.wildcard(ctx, name, target)
-			if owner == "" {
-				name = target
-				continue
-			}
-			if answer, err = s.ask(ctx, parent(owner), dns.TypeSOA); err != nil {
+		if target := alias(answer, name); target != "" && !s.fromWildcard(ctx, name, target) {
+			name = target
+			continue
+		}
+		// Below a wildcard CNAME, names that do not exist are aliases as well: the zone's name is further up.
+		for up := name; alias(answer, up) != "" && up != "."; {
+			up = parent(up)
+			if answer, err = s.ask(ctx, up, dns.TypeSOA); err != nil {
 				return place{}, err
 			}
 		}
@@ -198,36 +199,34 @@ func (s *server) publicAlias(ctx context.Context, name string) string {
 	return ""
 }
 
-// wildcard returns the owner of the wildcard CNAME from which the one at name was made; empty if it is a CNAME of its own.
-// "*.example.com" answers for all names that do not exist: a record of the name's own takes its place (RFC 4592, section
-// 3.3.1), and following it would lead astray.
-func (s *server) wildcard(ctx context.Context, name, target string) string {
+// fromWildcard tells whether the CNAME at name is one of "*.example.com", which answers for all names that do not exist: a
+// record of the name's own takes its place (RFC 4592, section 3.3.1), and following it would lead astray.
+func (s *server) fromWildcard(ctx context.Context, name, target string) bool {
 	for up := parent(name); up != "."; up = parent(up) {
-		owner := "*." + up
-		answer, err := s.ask(ctx, owner, dns.TypeCNAME)
+		answer, err := s.ask(ctx, "*."+up, dns.TypeCNAME)
 		if err != nil || !answer.Authoritative {
-			return "" // above the server's zones
+			return false // above the server's zones
 		}
-		if alias(answer, owner) == target {
-			return owner
+		if alias(answer, "*."+up) == target {
+			return true
 		}
 	}
-	return ""
+	return false
 }
 
 func (s *server) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return records, s.update(ctx, zone, records, (*dns.Msg).Insert)
+	return s.update(ctx, zone, records, (*dns.Msg).Insert)
 }
 
 // DeleteRecords removes records by name and value, whatever their TTL.
 func (s *server) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return records, s.update(ctx, zone, records, (*dns.Msg).Remove)
+	return s.update(ctx, zone, records, (*dns.Msg).Remove)
 }
 
-func (s *server) update(ctx context.Context, zone string, records []libdns.Record, change func(*dns.Msg, []dns.RR)) error {
+func (s *server) update(ctx context.Context, zone string, records []libdns.Record, change func(*dns.Msg, []dns.RR)) ([]libdns.Record, error) {
 	all, err := texts(zone, records)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m := new(dns.Msg)
 	m.SetUpdate(dns.CanonicalName(zone))
@@ -238,9 +237,9 @@ func (s *server) update(ctx context.Context, zone string, records []libdns.Recor
 		}})
 	}
 	if _, err := exchangeTCP(ctx, s.address, m, s.key); err != nil {
-		return fmt.Errorf("update zone %s: %w", zone, err)
+		return nil, fmt.Errorf("update zone %s: %w", zone, err)
 	}
-	return nil
+	return records, nil
 }
 
 // ask puts a question to the server itself, signed, since views and access lists may depend on the key.
@@ -262,21 +261,30 @@ func (s *server) wait(ctx context.Context, at place, value string) error {
 	return s.waitForOthers(ctx, at, value)
 }
 
+// waitForServer asks the server for what it has just been told. A *refusal ends it at once.
 func (s *server) waitForServer(ctx context.Context, at place, value string) error {
 	ctx, cancel := context.WithTimeout(ctx, serverLimit)
 	defer cancel()
 	for {
 		answer, err := s.ask(ctx, at.name, dns.TypeTXT)
-		if err != nil && ctx.Err() == nil {
-			return err
-		}
 		if err == nil && holds(answer, value) {
 			return nil
 		}
-		if !s.pause(ctx) {
+		var refusal *refusal
+		if errors.As(err, &refusal) {
+			return err
+		}
+		if s.pause(ctx) {
+			continue
+		}
+		if ctx.Err() == context.Canceled {
+			return ctx.Err()
+		}
+		if err == nil || errors.Is(err, ctx.Err()) {
 			return &hinted{fmt.Errorf("server %s took the update but does not answer the record: %w", s.address, ctx.Err()),
 				"is this the primary server of the zone, and is there no CNAME of the same name?"}
 		}
+		return fmt.Errorf("%w (and %w)", err, ctx.Err())
 	}
 }
 
@@ -292,6 +300,9 @@ func (s *server) waitForOthers(ctx context.Context, at place, value string) erro
 			return nil
 		}
 		if !s.pause(ctx) {
+			if ctx.Err() == context.Canceled {
+				return ctx.Err()
+			}
 			return &hinted{fmt.Errorf("name servers %s of zone %s do not have it: %w", strings.Join(behind, ", "), at.zone, ctx.Err()),
 				"do they get the zone from " + s.address + " at once (NOTIFY)? wait= allows more time, wait=0 does not look at them"}
 		}
@@ -304,7 +315,7 @@ func (s *server) pause(ctx context.Context) bool {
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return ctx.Err() == nil
+		return true
 	case <-ctx.Done():
 		return false
 	}

@@ -93,9 +93,19 @@ func (c *certificates) run(ctx context.Context, running *sync.WaitGroup, listene
 	return nil
 }
 
-// GetCertificate is for tls.Config. A certificate from files serves its own names and, as kaminaris
-// does, all that nobody else has.
+// GetCertificate is for tls.Config.
 func (c *certificates) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	cert, err := c.choose(hello)
+	if errors.Is(err, acme.ErrUnknownName) {
+		c.job.Log.Debug("no certificate", "sni", hello.ServerName, "error", err)
+		return nil, nil // crypto/tls then says "unrecognized name", which is more than "internal error"
+	}
+	return cert, err
+}
+
+// choose goes by the server name. A certificate from files serves its own names and, as kaminaris does,
+// all that nobody else has.
+func (c *certificates) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	name := hello.ServerName
 	probe := len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == "acme-tls/1"
 	switch {
@@ -298,6 +308,8 @@ func storageRoot(option string) string {
 		return ""
 	case option != "":
 		return option
+	case os.Getenv("STATE_DIRECTORY") != "": // of a systemd unit (systemd.exec(5)); a list
+		return filepath.SplitList(os.Getenv("STATE_DIRECTORY"))[0]
 	case os.Geteuid() == 0:
 		return "/var/lib/raimon"
 	}
@@ -312,4 +324,3 @@ func storageRoot(option string) string {
 	}
 	return ""
 }
-

@@ -2,16 +2,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
+	"time"
 
+	"raimon/edge"
 	"raimon/internal/command"
 	"raimon/internal/options"
+	"raimon/storage"
 	"raimon/tunnel"
 )
 
@@ -61,20 +67,40 @@ func run(ctx context.Context, job *command.Job) error {
 	defer closeAll(listeners)
 	background, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
-	defer running.Wait()
+	defer awaitAll(&running, job.Log)
 	defer stop()
 	if err := certificates.run(background, &running, listeners); err != nil {
 		return err
 	}
+	tickets := ticketKeys(job)
+	if o.TLS {
+		running.Go(func() { tickets.Run(background) })
+	}
 	dialer := &tunnel.Dialer{Fwmark: o.Fwmark}
 	f := &tunnel.Forwarder{
-		Accept: transport(o, certificates),
+		Accept: transport(job, certificates, tickets),
 		Dial: func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
 			return dialer.Dial(ctx, job.Remote)
 		},
 	}
 	return job.Serve(ctx, f, listeners)
 }
+
+// awaitAll waits for what runs beside the tunnels. A storage that hangs must not keep us from ending.
+func awaitAll(running *sync.WaitGroup, log *slog.Logger) {
+	ended := make(chan struct{})
+	go func() {
+		running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(stopTimeout):
+		log.Warn("ended without waiting for the storage or the CA any longer", "waited", stopTimeout.String())
+	}
+}
+
+const stopTimeout = 5 * time.Second
 
 func closeAll(listeners []net.Listener) {
 	for _, l := range listeners {
@@ -83,7 +109,8 @@ func closeAll(listeners []net.Listener) {
 }
 
 // transport makes the layers that the options ask for.
-func transport(o *options.Options, certificates *certificates) tunnel.Transport {
+func transport(job *command.Job, certificates *certificates, tickets *edge.TicketKeys) tunnel.Transport {
+	o := job.Options
 	var t tunnel.Transport
 	if o.TLS {
 		config := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certificates.GetCertificate}
@@ -93,10 +120,26 @@ func transport(o *options.Options, certificates *certificates) tunnel.Transport 
 		if certificates.managed != nil {
 			tunnel.ServeChallenges(config)
 		}
+		tickets.Bind(config, site(job), "") // last: the configs that were made of it use its keys
 		t = append(t, &tunnel.TLS{ServerConfig: config})
 	}
 	if o.WS {
 		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Ping: o.Ping})
 	}
 	return t
+}
+
+// ticketKeys makes clients resume after a restart, if there is a storage.
+func ticketKeys(job *command.Job) *edge.TicketKeys {
+	keys := &edge.TicketKeys{Log: job.Log}
+	if root := storageRoot(job.Options.Storage); root != "" {
+		keys.Storage = &storage.File{Root: root}
+	}
+	return keys
+}
+
+// site tells edges apart that share a storage: no ticket of one opens another.
+func site(job *command.Job) string {
+	o := job.Options
+	return strings.ToLower(cmp.Or(o.Host, strings.Join(o.ACME, ","), o.ServerName, job.Remote))
 }

@@ -57,6 +57,7 @@ func Scripts(t *testing.T) {
 			home := filepath.Join(env.WorkDir, ".home")
 			env.Setenv("HOME", home)
 			env.Setenv("XDG_CACHE_HOME", filepath.Join(home, ".cache"))
+			env.Setenv("STATE_DIRECTORY", filepath.Join(home, ".state")) // root's own is not for tests
 			env.Setenv("GORACE", gorace)
 			env.Setenv("target", target)
 			env.Setenv("target_port", target[strings.LastIndexByte(target, ':')+1:])
@@ -115,7 +116,7 @@ func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
 	for _, key := range []string{
-		"PATH", "HOME", "XDG_CACHE_HOME", "TMPDIR", "SYSTEMROOT", "GORACE", "HTTPS_PROXY", "ALL_PROXY",
+		"PATH", "HOME", "XDG_CACHE_HOME", "STATE_DIRECTORY", "TMPDIR", "SYSTEMROOT", "GORACE", "HTTPS_PROXY", "ALL_PROXY",
 		"SS_REMOTE_HOST", "SS_REMOTE_PORT", "SS_LOCAL_HOST", "SS_LOCAL_PORT", "SS_PLUGIN_OPTIONS",
 	} {
 		cmd.Env = append(cmd.Env, key+"="+ts.Getenv(key))

@@ -21,6 +21,9 @@ sshd:openssh-server
 ss:iproute2
 nc:netcat-openbsd
 chromium:chromium
+named:bind9
+dig:bind9-dnsutils
+knotd:knot
 '
 PATH=$PATH:/usr/sbin:/sbin
 

@@ -105,7 +105,7 @@ type process struct {
 func start(t testing.TB, name string, env []string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(program(t, name), args...), log: &logTail{}, done: make(chan struct{})}
-	p.Env = append(os.Environ(), env...)
+	p.Env = append(append(os.Environ(), "STATE_DIRECTORY="+t.TempDir()), env...) // root's own is not for tests
 	p.Stdout, p.Stderr = p.log, p.log
 	p.WaitDelay = 5 * time.Second // for what it left behind with our pipe
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

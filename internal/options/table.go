@@ -175,8 +175,8 @@ var table = []option{
 	},
 	{
 		key: "storage", arg: "<folder>|off", sides: server, group: "Certificates", optional: true,
-		help: "where certificates, keys and accounts are kept, so that they survive a restart; " +
-			"default: raimon in the user's data folder, /var/lib/raimon for root",
+		help: "where certificates, accounts and the keys of session tickets are kept, so that they survive a restart; " +
+			"default: raimon in the user's data folder, /var/lib/raimon for root, StateDirectory= of a systemd unit",
 		set: func(o *Options, v string) error { o.Storage = v; return nil },
 	},
 

@@ -226,8 +226,8 @@ func TestFetchTimeout(t *testing.T) {
 		})
 		healthy := &responder{t: t, ca: ca}
 		_, err := Fetch(ctx, nil, chainFor(t, ca, server, serve(t, healthy)))
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("error %v, want context.Canceled", err)
+		if !errors.Is(err, context.Canceled) || strings.Count(err.Error(), "http://") != 1 {
+			t.Errorf("error %v, want context.Canceled at the first responder", err)
 		}
 		if n := healthy.asked.Load(); n != 0 {
 			t.Error("asked the next after ctx had ended")

@@ -6,7 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -48,39 +48,62 @@ type transfer struct {
 	duration       time.Duration
 }
 
-// sendAndReceive sends random data to address, says that it has finished, and reads to the end.
-func sendAndReceive(ctx context.Context, address string) (*transfer, error) {
+// connection is one tunnel, as an app sees it.
+type connection struct {
+	*net.TCPConn
+	unhook func() bool
+}
+
+func open(ctx context.Context, address string) (*connection, error) {
 	var d net.Dialer
-	bare, err := d.DialContext(ctx, "tcp", address)
+	c, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	defer bare.Close()
-	defer context.AfterFunc(ctx, func() { bare.SetDeadline(time.Unix(1, 0)) })()
-	c := bare.(*net.TCPConn)
+	return &connection{c.(*net.TCPConn), context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })}, nil
+}
 
+func (c *connection) Close() error {
+	c.unhook()
+	return c.TCPConn.Close()
+}
+
+// sendAndReceive sends n random bytes and reads as many; they must be the same.
+func (c *connection) sendAndReceive(n int64) (*transfer, error) {
 	begin := time.Now()
 	var t transfer
 	sending := make(chan error, 1)
 	go func() {
 		var err error
-		if t.sent, err = copyDigest(c, random(size)); err == nil {
-			err = c.CloseWrite()
-		}
+		t.sent, err = copyDigest(c.TCPConn, random(n))
 		sending <- err
 	}()
-	t.received, err = copyDigest(io.Discard, io.LimitReader(c, size+1))
+	var err error
+	t.received, err = copyDigest(io.Discard, io.LimitReader(c.TCPConn, n))
 	t.duration = time.Since(begin)
-	if err != nil {
-		bare.SetDeadline(time.Unix(1, 0)) // for the sender
+	if err != nil || t.received.bytes < n {
+		c.SetDeadline(time.Unix(1, 0)) // for the sender
 	}
-	if sendErr := <-sending; err == nil && sendErr != nil {
-		err = sendErr
+	err = errors.Join(<-sending, err)
+	if err == nil && t.sent != t.received {
+		err = errors.New("what came back is not what was sent")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w, after %d bytes there and %d back", err, t.sent.bytes, t.received.bytes)
 	}
 	return &t, nil
+}
+
+// end says that all has been sent, and waits for the other side to say so too.
+func (c *connection) end() error {
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	n, err := io.Copy(io.Discard, c.TCPConn)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%d bytes too many came back", n)
+	}
+	return err
 }
 
 // random is n bytes that differ from run to run.
@@ -96,19 +119,13 @@ func copyDigest(dst io.Writer, src io.Reader) (digest, error) {
 	return digest{n, [sha256.Size]byte(sum.Sum(nil))}, err
 }
 
-// shownCertificate is the one that anybody sees who connects to address.
-func shownCertificate(ctx context.Context, address string) (*x509.Certificate, error) {
-	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} // only to look at it
+// shownCertificates is the chain that address shows to those who trust roots.
+func shownCertificates(ctx context.Context, address string, roots *x509.CertPool) ([]*x509.Certificate, error) {
+	d := tls.Dialer{Config: &tls.Config{ServerName: name, RootCAs: roots}}
 	c, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return c.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
-}
-
-// pinOf is what pin= expects of the certificate.
-func pinOf(certificate *x509.Certificate) string {
-	sum := sha256.Sum256(certificate.RawSubjectPublicKeyInfo)
-	return base64.StdEncoding.EncodeToString(sum[:])
+	return c.(*tls.Conn).ConnectionState().PeerCertificates, nil
 }
