@@ -48,6 +48,11 @@ func (f *Failure) Error() string { return f.Reason }
 func (f *Failure) Hint() string  { return f.Fix }
 func (f *Failure) Unwrap() error { return f.err }
 
+// same tells whether f and another failure are the same for people.
+func (f *Failure) same(reason string) bool {
+	return varying.ReplaceAllString(f.Reason, "#") == varying.ReplaceAllString(reason, "#")
+}
+
 // joinFailures makes one of those of all CAs, in the order in which they were asked.
 func joinFailures(all []*Failure) *Failure {
 	if len(all) == 1 {
@@ -78,7 +83,7 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 	if errors.As(err, &f) {
 		return f
 	}
-	f = &Failure{Reason: err.Error(), err: err}
+	f = &Failure{Reason: tidy(err.Error()), err: err}
 	if a == nil {
 		f.Fix = hintOf(err)
 		return f
@@ -89,7 +94,10 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 	if errors.As(err, &problem) {
 		f.refused = problem.Status < 500
 		f.Reason = host + " says: " + reasonOf(problem)
-		f.Fix = problemFix(ctx, name, a, problem)
+		f.Fix = problemFix(ctx, name, problem)
+		if a.EABKeyID != "" && strings.Contains(err.Error(), "registering account") {
+			f.Fix = "eab= is wrong, or has been used up: the website of the CA gives you another"
+		}
 		if at, ok := retryTime(f.Reason); ok {
 			f.RetryAfter = later(f.RetryAfter, at)
 		}
@@ -99,7 +107,7 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 		return f
 	}
 	if fix := storageFix(err); fix != "" {
-		f.Reason, f.Fix = "the storage: "+innermost(err), fix
+		f.Reason, f.Fix = a.storageReason(err), fix
 		return f
 	}
 	var (
@@ -110,8 +118,13 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 		invalid   x509.CertificateInvalidError
 	)
 	switch {
+	case hintOf(err) != "": // of a DNS provider: somebody has to do something
+		f.refused, f.Fix = true, hintOf(err)
+	case strings.Contains(err.Error(), "unknown profile name"):
+		f.refused = true
+		f.Fix = "the CA does not know this profile=: leave it away, or use one of those that it has"
 	case errors.As(err, &dns):
-		f.Reason = host + ": " + dns.Error()
+		f.Reason = dns.Error()
 		f.Fix = "this machine cannot look up the CA's name: check its DNS and its way to the network"
 	case errors.As(err, &authority):
 		f.Reason = host + ": " + authority.Error()
@@ -128,10 +141,12 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 		f.refused = true
 		f.Reason = fmt.Sprintf("%s answers with status %d", host, statusOf(err))
 		f.Fix = "acme-ca= is the URL of an ACME directory, such as https://acme-v02.api.letsencrypt.org/directory"
-	default:
-		f.Fix = hintOf(err)
 	}
 	return f
+}
+
+func (a *authority) storageReason(err error) string {
+	return fmt.Sprintf("the storage (%v): %s", a.certmagic.Storage, innermost(err))
 }
 
 // host is the CA as people call it.
@@ -154,10 +169,10 @@ func reasonOf(p acme.Problem) string {
 	if reason == "" {
 		reason = strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace)
 	}
-	return strings.Join(strings.Fields(reason), " ")
+	return tidy(reason)
 }
 
-func problemFix(ctx context.Context, name string, a *authority, p acme.Problem) string {
+func problemFix(ctx context.Context, name string, p acme.Problem) string {
 	switch p.Type {
 	case acme.ProblemTypeConnection, acme.ProblemTypeTLS:
 		if fix := resolveFix(ctx, name); fix != "" {
@@ -190,9 +205,6 @@ func problemFix(ctx context.Context, name string, a *authority, p acme.Problem) 
 		return "the CA does not know this profile=: its directory (acme-ca=) lists those that it has"
 	case acme.ProblemTypeServerInternal:
 		return "the CA has a problem: it is tried again, by itself"
-	}
-	if a.EABKeyID != "" && strings.Contains(strings.ToLower(p.Detail), "external account") {
-		return "eab= is wrong, or has been used up"
 	}
 	return ""
 }
@@ -255,7 +267,22 @@ func innermost(err error) string {
 	}
 }
 
+// tidy leaves out what says nothing to people, and what differs from one attempt to the next: certmagic's
+// steps, order URLs, tokens, the ports of a connection.
+func tidy(reason string) string {
+	reason = strings.Join(strings.Fields(reason), " ")
+	reason = certmagicText.ReplaceAllString(reason, "")
+	reason = tokenText.ReplaceAllString(reason, "$1…")
+	return portText.ReplaceAllString(reason, "$1->")
+}
+
 var (
+	certmagicText = regexp.MustCompile(`^\[[^\]]*\] |solving challenges: |presenting for challenge: | ?\((order|ca)=[^)]*\)`)
+	tokenText     = regexp.MustCompile(`(acme-challenge/)[\w-]{16,}`)
+	portText      = regexp.MustCompile(`([\d.]{7,}|\]):\d+->`)
+	// varying is what may still differ between two texts that mean the same.
+	varying = regexp.MustCompile(`[\w-]{20,}|\d+`)
+
 	statusText = regexp.MustCompile(`HTTP (\d{3}): `)
 	// Let's Encrypt: "… retry after 2025-01-31 12:00:00 UTC: see …"
 	retryText = regexp.MustCompile(`(?i)retry after (\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d) ?(UTC|Z)`)

@@ -12,8 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3/acme"
 	"go.uber.org/zap"
+
+	"raimon/storage"
 )
 
 func problem(kind, detail string, status int) error {
@@ -29,6 +32,9 @@ func TestExplain(t *testing.T) {
 	}{
 		{problem("connection", "192.0.2.1: Connection refused", 400), "ca.example says: 192.0.2.1: Connection refused", "open port 443", true},
 		{problem("unauthorized", "wrong answer", 403), "wrong answer", "another server answers", true},
+		{problem("unauthorized", "192.0.2.1: Invalid response from http://a.example/.well-known/acme-challenge/TWxLZ0VfTWxLZ0VfTWxLZ0Vf: 404", 403), "acme-challenge/…: 404", "another server answers", true},
+		{errors.New("[a.example] creating new order: unknown profile name 'x'; supported profiles: map[] (ca=https://ca.example/dir)"), "creating new order: unknown profile name 'x'; supported profiles: map[]", "leave it away", true},
+		{fmt.Errorf("[a.example] solving challenges: presenting for challenge: %w (order=https://ca.example/order/17)", &ConfigError{Problem: "no such zone", Fix: "name the zone"}), "no such zone", "name the zone", true},
 		{problem("caa", "forbidden", 403), "forbidden", "CAA record", true},
 		{problem("dns", "SERVFAIL", 400), "SERVFAIL", "cannot look up", true},
 		{problem("externalAccountRequired", "need EAB", 403), "need EAB", "eab=kid:key", true},
@@ -40,11 +46,12 @@ func TestExplain(t *testing.T) {
 		{fmt.Errorf("https://ca.example/x: %w", errors.New("HTTP 404: <html>")), "ca.example answers with status 404", "acme-ca=", true},
 		{fmt.Errorf("performing request: %w", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}), "ca.example cannot be reached: dial tcp: connection refused", "is the CA up", false},
 		{fmt.Errorf("performing request: %w", &net.OpError{Op: "dial", Err: &net.DNSError{Name: "ca.example", Err: "no such host", IsNotFound: true}}), "lookup ca.example", "check its DNS", false},
-		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "open", Path: "/x/locks", Err: syscall.EROFS}), "the storage: open /x/locks: read-only file system", "read-only", false},
-		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EACCES}), "the storage: mkdir /x: permission denied", "this user may write", false},
-		{&fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, "the storage: write /x: no space left", "disk is full", false},
+		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "open", Path: "/x/locks", Err: syscall.EROFS}), "the storage (file:/x): open /x/locks: read-only file system", "read-only", false},
+		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EACCES}), "the storage (file:/x): mkdir /x: permission denied", "this user may write", false},
+		{&fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, "the storage (file:/x): write /x: no space left", "disk is full", false},
 	} {
-		f := explain(t.Context(), "192.0.2.1", &authority{CA: CA{Directory: "https://ca.example/dir"}}, test.err)
+		ca := &authority{CA: CA{Directory: "https://ca.example/dir"}, certmagic: &certmagic.Config{Storage: &vault{Storage: &storage.File{Root: "/x"}}}}
+		f := explain(t.Context(), "192.0.2.1", ca, test.err)
 		if !strings.Contains(f.Reason, test.reason) || !strings.Contains(f.Fix, test.fix) || f.refused != test.refused {
 			t.Errorf("%v:\ngot %q, %q, refused %v,\nwant %q, %q, %v", test.err, f.Reason, f.Fix, f.refused, test.reason, test.fix, test.refused)
 		}

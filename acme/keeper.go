@@ -212,9 +212,9 @@ func (k *keeper) load(ctx context.Context) {
 	case newest != nil && old != nil && newest.leaf().Equal(old.leaf()):
 	case newest != nil:
 		k.use(ctx, newest)
-		k.log.Info("certificate loaded", "name", k.name, "issuer", newest.from.Directory, "not_after", newest.leaf().NotAfter)
+		k.log.Info("certificate loaded", "name", k.name, "issuer", newest.from.Directory, "not_after", newest.leaf().NotAfter, "next_renewal", k.due(newest))
 	case problem != nil:
-		k.failed(ctx, &Failure{Reason: "the storage: " + problem.Error(), Fix: storageFix(problem), err: problem}, false)
+		k.failed(ctx, &Failure{Reason: fmt.Sprintf("the storage (%v): %s", k.storage, innermost(problem)), Fix: storageFix(problem), err: problem}, false)
 	}
 }
 
@@ -322,7 +322,7 @@ func (k *keeper) failed(ctx context.Context, f *Failure, pause bool) error {
 	} else if k.mayTry.Before(now) {
 		k.mayTry = now.Add(k.clock.unreached)
 	}
-	if f.Reason != k.lastLogged || now.Sub(k.loggedAt) > sameReasonAgain {
+	if !f.same(k.lastLogged) || now.Sub(k.loggedAt) > sameReasonAgain {
 		k.lastLogged, k.loggedAt = f.Reason, now
 		attrs := []any{"name", k.name, "error", f.Reason}
 		if f.Fix != "" {

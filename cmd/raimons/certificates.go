@@ -85,8 +85,12 @@ func (c *certificates) run(ctx context.Context, running *sync.WaitGroup, listene
 	}
 	c.managed = managed
 	redirect := &edge.Redirect{Port: redirectPort(web, port), Log: c.job.Log}
+	purpose := "HTTP-01 challenges and redirects to https"
+	if c.acme.DNS != nil {
+		purpose = "redirects to https"
+	}
 	for _, l := range web {
-		c.job.Log.Info("listening", "address", l.Addr().String(), "for", "HTTP-01 challenges and redirects to https")
+		c.job.Log.Info("listening", "address", l.Addr().String(), "for", purpose)
 		running.Go(func() { redirect.Serve(ctx, l, managed.HTTPHandler(redirect)) })
 	}
 	running.Go(func() { managed.Run(ctx) })

@@ -68,6 +68,8 @@ func tlsHint(err error) string {
 		return "the other side does not speak TLS here: is tls missing in its options, or is this another port?"
 	case strings.Contains(text, "remote error: tls: unrecognized name"):
 		return "the edge has no certificate for this name: sni= must be one that it was given with acme=, or that its certificate file has"
+	case strings.Contains(text, "remote error: tls: internal error"):
+		return "the edge could not show a certificate, perhaps because it has not obtained one yet: its log says why"
 	case strings.Contains(text, "local error: tls: error decoding message"):
 		// crypto/tls always asks for a staple and takes no empty one (RFC 8446, section 4.4.2.1).
 		return "kaminaris without ocsp= sends an empty OCSP staple, which is not valid TLS: give it ocsp= and any file that is not empty, or run raimons there"
