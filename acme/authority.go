@@ -245,13 +245,14 @@ func (a *authority) heard(status int, header http.Header) {
 	a.retryAfter = at
 }
 
-// notBefore is when the CA wants to be asked again; zero if it did not say so since the last call.
-func (a *authority) notBefore() time.Time {
+// notBefore is when the CA wants to be asked again; zero if it has not said so, or that time has come.
+func (a *authority) notBefore(now time.Time) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at := a.retryAfter
-	a.retryAfter = time.Time{}
-	return at
+	if a.retryAfter.After(now) {
+		return a.retryAfter
+	}
+	return time.Time{}
 }
 
 // revoke tells the CA that p must not be trusted any more. Reason 0 is "unspecified".

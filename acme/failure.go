@@ -66,8 +66,8 @@ func joinFailures(all []*Failure) *Failure {
 		if joined.Fix == "" {
 			joined.Fix = f.Fix
 		}
-		// The first that may be asked again decides when.
-		if joined.RetryAfter.IsZero() || f.RetryAfter.Before(joined.RetryAfter) {
+		// The first that may be asked again decides when; zero is any time.
+		if f == all[0] || f.RetryAfter.Before(joined.RetryAfter) {
 			joined.RetryAfter = f.RetryAfter
 		}
 		joined.refused = joined.refused && f.refused
@@ -88,23 +88,16 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 		f.Fix = hintOf(err)
 		return f
 	}
-	f.RetryAfter = a.notBefore()
 	host := a.host()
 	var problem acme.Problem
 	if errors.As(err, &problem) {
 		f.refused = problem.Status < 500
 		f.Reason = host + " says: " + reasonOf(problem)
-		f.Fix = problemFix(ctx, name, problem)
+		f.Fix = problemFix(ctx, name, a, problem)
 		if a.EABKeyID != "" && strings.Contains(err.Error(), "registering account") {
 			f.Fix = "eab= is wrong, or has been used up: the website of the CA gives you another"
 		}
-		if at, ok := retryTime(f.Reason); ok {
-			f.RetryAfter = later(f.RetryAfter, at)
-		}
-		if !f.RetryAfter.IsZero() && problem.Type == acme.ProblemTypeRateLimited {
-			f.Fix = "rate-limited until " + f.RetryAfter.UTC().Format(time.RFC3339) + ": it is tried again then, by itself; another CA in acme-ca= would be asked meanwhile"
-		}
-		return f
+		return f.putOff(a, problem.Status)
 	}
 	if fix := storageFix(err); fix != "" {
 		f.Reason, f.Fix = a.storageReason(err), fix
@@ -137,10 +130,26 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 	case statusOf(err) >= 500, statusOf(err) == http.StatusTooManyRequests:
 		f.Reason = fmt.Sprintf("%s answers with status %d", host, statusOf(err))
 		f.Fix = "the CA has a problem, or too many requests: it is tried again, by itself"
+		return f.putOff(a, statusOf(err))
 	case statusOf(err) >= 400:
 		f.refused = true
 		f.Reason = fmt.Sprintf("%s answers with status %d", host, statusOf(err))
 		f.Fix = "acme-ca= is the URL of an ACME directory, such as https://acme-v02.api.letsencrypt.org/directory"
+	}
+	return f
+}
+
+// putOff notes what a has said about when to come again.
+func (f *Failure) putOff(a *authority, status int) *Failure {
+	if status != http.StatusTooManyRequests && status != http.StatusServiceUnavailable {
+		return f
+	}
+	f.RetryAfter = a.notBefore(time.Now())
+	if at, ok := retryTime(f.Reason); ok {
+		f.RetryAfter = later(f.RetryAfter, at)
+	}
+	if !f.RetryAfter.IsZero() {
+		f.Fix = "rate-limited until " + f.RetryAfter.UTC().Format(time.RFC3339) + ": it is tried again then, by itself; further CAs in acme-ca= would be asked meanwhile"
 	}
 	return f
 }
@@ -172,7 +181,13 @@ func reasonOf(p acme.Problem) string {
 	return tidy(reason)
 }
 
-func problemFix(ctx context.Context, name string, p acme.Problem) string {
+func problemFix(ctx context.Context, name string, a *authority, p acme.Problem) string {
+	switch p.Type {
+	case acme.ProblemTypeConnection, acme.ProblemTypeTLS, acme.ProblemTypeDNS, acme.ProblemTypeUnauthorized, acme.ProblemTypeIncorrectResponse:
+		if a.issuer != nil && a.issuer.DNS01Solver != nil {
+			return "the CA does not see the TXT record of _acme-challenge." + strings.TrimPrefix(name, "*.") + ": do all name servers of the zone answer it?"
+		}
+	}
 	switch p.Type {
 	case acme.ProblemTypeConnection, acme.ProblemTypeTLS:
 		if fix := resolveFix(ctx, name); fix != "" {
@@ -203,6 +218,8 @@ func problemFix(ctx context.Context, name string, p acme.Problem) string {
 		return "the CA wants you to visit " + p.Instance
 	case acme.ProblemTypeNamespace + "invalidProfile":
 		return "the CA does not know this profile=: its directory (acme-ca=) lists those that it has"
+	case acme.ProblemTypeBadCSR, acme.ProblemTypeBadPublicKey, acme.ProblemTypeBadSignatureAlgorithm:
+		return "the CA does not take this kind of key: choose another with key-type="
 	case acme.ProblemTypeServerInternal:
 		return "the CA has a problem: it is tried again, by itself"
 	}

@@ -51,7 +51,8 @@ type keeper struct {
 
 	// Of the goroutine alone.
 	failures   int
-	mayTry     time.Time // no attempt before
+	mayTry     time.Time               // no attempt before
+	putOff     map[*authority]*Failure // of CAs that have said when to come again
 	lastLogged string
 	loggedAt   time.Time
 	mayStaple  time.Time // no request to the responder before
@@ -88,7 +89,7 @@ type window struct {
 }
 
 func (m *Manager) newKeeper(name string) *keeper {
-	return &keeper{Manager: m, name: name, orders: make(chan order), ready: make(chan struct{})}
+	return &keeper{Manager: m, name: name, orders: make(chan order), ready: make(chan struct{}), putOff: make(map[*authority]*Failure)}
 }
 
 // get waits for the first certificate only where nothing is known yet, as when the program has just
@@ -256,6 +257,10 @@ func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) 
 	}
 	var all []*Failure
 	for _, a := range k.authorities {
+		if f := k.putOff[a]; f != nil && f.RetryAfter.After(k.clock.now()) {
+			all = append(all, f)
+			continue
+		}
 		err := a.issue(ctx, k.name, needed)
 		if errors.Is(err, errRenewed) {
 			k.succeeded("certificate renewed by another process")
@@ -270,6 +275,9 @@ func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) 
 			return ctx.Err() // shutting down is no failure
 		}
 		f := explain(ctx, k.name, a, err)
+		if k.putOff[a] = nil; !f.RetryAfter.IsZero() {
+			k.putOff[a] = f
+		}
 		all = append(all, f)
 	}
 	return k.failed(ctx, joinFailures(all), true)

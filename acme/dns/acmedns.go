@@ -44,9 +44,12 @@ type acmeDNS struct {
 	log    *slog.Logger
 	saving sync.Mutex // held from reading the file to its replacement
 
+	registered map[string]time.Time // domains that got an account from us; guarded by saving
+
 	// Only tests set these otherwise.
 	resolver *net.Resolver
 	interval time.Duration
+	patience time.Duration // with people who have to create a CNAME
 }
 
 // account is what a registration gives.
@@ -84,7 +87,7 @@ func openAcmeDNS(scheme, spec string, log *slog.Logger) (*acmeDNS, error) {
 	if err != nil {
 		return nil, prefix("acme-dns", err)
 	}
-	a := &acmeDNS{api: api, file: file, log: log, interval: time.Second, resolver: net.DefaultResolver}
+	a := &acmeDNS{api: api, file: file, log: log, interval: time.Second, patience: time.Minute, resolver: net.DefaultResolver, registered: make(map[string]time.Time)}
 	if a.look, err = waitTime(set["wait"], lookLimit); err != nil {
 		return nil, prefix("acme-dns", err)
 	}
@@ -185,13 +188,15 @@ func (a *acmeDNS) update(ctx context.Context, q question) error {
 		if one, err = a.register(ctx, domain); err != nil {
 			return err
 		}
-		if one != nil {
-			return &hinted{fmt.Errorf("%s has a new account at %s, which needs a CNAME: %s", domain, a.api.Host, cname(q.fqdn, one)),
-				"create it in the domain's zone; the next attempt uses the account"}
+		if one == nil {
+			if one, err = a.account(domain); err != nil || one == nil {
+				return fmt.Errorf("accounts: that of %s has vanished again: %w", domain, err)
+			}
 		}
-		if one, err = a.account(domain); err != nil || one == nil {
-			return fmt.Errorf("accounts: that of %s has vanished again: %w", domain, err)
-		}
+	}
+	if a.isNew(domain) {
+		return &hinted{fmt.Errorf("%s has a new account at %s, which needs a CNAME: %s", domain, a.api.Host, cname(q.fqdn, one)),
+			"create it in the domain's zone; the next attempt uses the account"}
 	}
 	body := map[string]string{"subdomain": one.SubDomain, "txt": q.value}
 	status, _, err := a.post(ctx, "update", one, body)
@@ -203,6 +208,15 @@ func (a *acmeDNS) update(ctx context.Context, q question) error {
 		hint = "the server does not know this account, or allows it other addresses only: does the file belong to this server? Without the entry of " + domain + ", a new account is made, and the CNAME has to follow it"
 	}
 	return &hinted{err, hint}
+}
+
+// isNew tells whether domain was registered so lately that nobody can have made its CNAME. A name and its
+// wildcard need the account at the same time: neither must go to the CA, which would count a failure.
+func (a *acmeDNS) isNew(domain string) bool {
+	a.saving.Lock()
+	defer a.saving.Unlock()
+	registered, ok := a.registered[domain]
+	return ok && time.Since(registered) < a.patience
 }
 
 func cname(fqdn string, one *account) string {
@@ -259,6 +273,7 @@ func (a *acmeDNS) register(ctx context.Context, domain string) (*account, error)
 	if err != nil {
 		return nil, fmt.Errorf("accounts: save a new one: %w", err)
 	}
+	a.registered[domain] = time.Now()
 	return one, nil
 }
 

@@ -124,6 +124,11 @@ func TestAcmeDNSRegisters(t *testing.T) {
 	if err := s.CleanUp(t.Context(), c); err != nil {
 		t.Error(err)
 	}
+	// The wildcard comes at the same time: it does not go to the CA either.
+	if err := s.Present(t.Context(), challenge("www.example.com", "two")); err == nil || !strings.Contains(err.Error(), "CNAME") {
+		t.Errorf("right after: %v", err)
+	}
+	s.provider.(*acmeDNS).patience = 0
 	if err := s.Present(t.Context(), c); err != nil {
 		t.Errorf("second attempt: %v", err)
 	}
