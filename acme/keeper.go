@@ -153,17 +153,17 @@ func (k *keeper) step(ctx context.Context) time.Duration {
 	}
 	h := k.held()
 	if h != nil {
-		k.tell(nil, k.due(h)) // serve it before anybody is asked
+		k.tell(nil, k.due(h)) // from now on it is served
 		k.storage.save(ctx, pairName(h.from.issuer, k.name))
-		k.refreshStaple(ctx, h)
-		k.refreshWindow(ctx, h)
-		h = k.held()
 	}
-	due := k.due(h)
-	if now = k.clock.now(); !due.After(now) && !k.mayTry.After(now) && ctx.Err() == nil {
+	switch now = k.clock.now(); {
+	case !k.due(h).After(now) && !k.mayTry.After(now):
 		k.renew(ctx, k.needed)
-		due = k.due(k.held())
+	case h != nil:
+		k.refreshStaple(ctx, h)
+		k.refreshWindow(ctx, k.held())
 	}
+	due := k.due(k.held())
 	next := later(due, k.mayTry)
 	k.mu.Lock()
 	k.next = next
@@ -171,7 +171,7 @@ func (k *keeper) step(ctx context.Context) time.Duration {
 	k.mu.Unlock()
 	if h != nil {
 		next = earlier(next, k.stapleDue(h))
-		next = earlier(next, k.window.refresh)
+		next = earlier(next, k.windowDue(h))
 	}
 	return max(next.Sub(k.clock.now()), 10*time.Millisecond)
 }
@@ -349,6 +349,7 @@ func (k *keeper) failed(ctx context.Context, f *Failure, pause bool) error {
 }
 
 const (
+	windowTimeout   = 15 * time.Second
 	sameReasonAgain = 6 * time.Hour
 	pulledAgain     = time.Hour
 )
@@ -388,7 +389,7 @@ func (k *keeper) obey(ctx context.Context, o order) error {
 
 // refreshStaple asks the CA's responder when half of the staple's validity has passed.
 func (k *keeper) refreshStaple(ctx context.Context, h *held) {
-	if len(h.leaf().OCSPServer) == 0 || k.stapleDue(h).After(k.clock.now()) {
+	if k.stapleDue(h).After(k.clock.now()) {
 		return
 	}
 	s, err := staple.Fetch(ctx, nil, h.chain)
@@ -452,9 +453,9 @@ func (k *keeper) serveStaple(h *held, s *staple.Staple) {
 	k.current = &next
 }
 
-// stapleDue is when to ask the responder; never for a certificate that names none.
+// stapleDue is when to ask the responder; never for a certificate that names none, or that is over.
 func (k *keeper) stapleDue(h *held) time.Time {
-	if len(h.leaf().OCSPServer) == 0 {
+	if len(h.leaf().OCSPServer) == 0 || h.leaf().NotAfter.Before(k.clock.now()) {
 		return k.clock.now().Add(forever)
 	}
 	if h.staple == nil {
@@ -463,13 +464,21 @@ func (k *keeper) stapleDue(h *held) time.Time {
 	return later(h.staple.Refresh(), k.mayStaple)
 }
 
+// windowDue is when to ask the CA again about h; never when that is over.
+func (k *keeper) windowDue(h *held) time.Time {
+	if now := k.clock.now(); h.leaf().NotAfter.Before(now) {
+		return now.Add(forever)
+	}
+	return k.window.refresh
+}
+
 // refreshWindow asks the CA when it wants h to be renewed.
 func (k *keeper) refreshWindow(ctx context.Context, h *held) {
 	now := k.clock.now()
-	if k.window.refresh.After(now) || h.leaf().NotAfter.Before(now) {
+	if k.windowDue(h).After(now) {
 		return
 	}
-	limited, cancel := context.WithTimeout(ctx, storageTimeout)
+	limited, cancel := context.WithTimeout(ctx, windowTimeout)
 	defer cancel()
 	info, err := h.from.issuer.GetRenewalInfo(limited, certmagic.Certificate{Certificate: *h.certificate})
 	k.window.refresh = now.Add(6 * time.Hour)
@@ -483,11 +492,20 @@ func (k *keeper) refreshWindow(ctx context.Context, h *held) {
 		// RFC 9773, section 4.3.2: within sensible limits.
 		k.window.refresh = earlier(later(*info.RetryAfter, now.Add(time.Minute)), now.Add(24*time.Hour))
 	}
-	if info.HasWindow() {
-		// The time was drawn when the window was first heard of; a new draw must not put it off.
-		if k.window.renew.IsZero() || k.window.renew.Before(info.SuggestedWindow.Start) || k.window.renew.After(info.SuggestedWindow.End) {
-			k.window.renew = info.SelectedTime
+	if !info.HasWindow() {
+		return
+	}
+	// The time was drawn when the window was first heard of; a new draw must not put it off.
+	before := k.due(h)
+	if w := info.SuggestedWindow; k.window.renew.IsZero() || k.window.renew.Before(w.Start) || k.window.renew.After(w.End) {
+		k.window.renew = info.SelectedTime
+	}
+	if due := k.due(h); due.Before(before.Add(-lifetime(h) / 20)) {
+		attrs := []any{"name", k.name, "next_renewal", due}
+		if info.ExplanationURL != "" {
+			attrs = append(attrs, "explanation", info.ExplanationURL)
 		}
+		k.log.Info("the CA wants an early renewal", attrs...)
 	}
 }
 
