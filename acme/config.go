@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/mail"
 	"net/netip"
@@ -143,7 +144,7 @@ func (c *Config) OnlyPublic() bool {
 
 func (c *Config) checkCAs() error {
 	seen := make(map[string]bool)
-	for _, ca := range c.CAs {
+	for i, ca := range c.CAs {
 		u, err := url.Parse(ca.Directory)
 		switch {
 		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
@@ -158,9 +159,20 @@ func (c *Config) checkCAs() error {
 		case (ca.EABKeyID == "") != (ca.EABKey == ""):
 			return &ConfigError{Field: "EAB", Problem: "the key is missing", Fix: "write eab=kid:key, as the CA's website shows them"}
 		}
+		key, err := decodeBase64(ca.EABKey)
+		if err != nil {
+			return &ConfigError{Field: "EAB", Problem: "the key is not base64", Fix: "write eab=kid:key, as the CA's website shows them"}
+		}
+		c.CAs[i].EABKey = base64.RawURLEncoding.EncodeToString(key)
 		seen[ca.Directory] = true
 	}
 	return nil
+}
+
+// decodeBase64 takes either alphabet, padded or not: websites show keys in all of these forms.
+func decodeBase64(s string) ([]byte, error) {
+	s = strings.NewReplacer("+", "-", "/", "_").Replace(strings.TrimRight(s, "="))
+	return base64.RawURLEncoding.DecodeString(s)
 }
 
 func (c *Config) checkAccount() error {

@@ -98,6 +98,8 @@ func TestCheck(t *testing.T) {
 		{"twice", Config{Names: []string{"a.example"}, CAs: append(private, private...)}, "CAs", "twice"},
 		{"zerossl", Config{Names: []string{"a.example"}, CAs: []CA{{Directory: ZeroSSL}}}, "EAB", "account"},
 		{"half an EAB", Config{Names: []string{"a.example"}, CAs: []CA{{Directory: ZeroSSL, EABKeyID: "kid"}}}, "EAB", "key is missing"},
+		{"EAB", Config{Names: []string{"a.example"}, CAs: []CA{{Directory: ZeroSSL, EABKeyID: "kid", EABKey: "a+/_-b=="}}}, "", ""},
+		{"EAB that is no base64", Config{Names: []string{"a.example"}, CAs: []CA{{Directory: ZeroSSL, EABKeyID: "kid", EABKey: "not!base64"}}}, "EAB", "not base64"},
 		{"mail address", Config{Names: []string{"a.example"}, Email: "me"}, "Email", "no mail address"},
 		{"mail address with name", Config{Names: []string{"a.example"}, Email: "Me <me@a.example>"}, "Email", "no mail address"},
 		{"key", Config{Names: []string{"a.example"}, KeyType: "dsa"}, "KeyType", "unknown"},

@@ -229,9 +229,12 @@ func (c *certificates) listenHTTP(ctx context.Context) ([]net.Listener, error) {
 	}
 	config := tunnel.ListenConfig{Log: c.job.Log}
 	if address != "" {
+		if _, _, err := tunnel.ParseAddress(address); err != nil {
+			return nil, &options.Error{Option: "http", Problem: err.Error(), Hint: "write http=:80, with a colon before the port, or http=off"}
+		}
 		listeners, err := config.Listen(ctx, address)
 		if err != nil {
-			return nil, &options.Error{Option: "http", Problem: err.Error(), Hint: command.Hint(err)}
+			return nil, fmt.Errorf("option %q: %w", "http", err)
 		}
 		return listeners, nil
 	}
