@@ -59,8 +59,7 @@ type authority struct {
 	CA
 	issuer    *certmagic.ACMEIssuer
 	certmagic *certmagic.Config
-	// anew is certmagic without the "replaces" of ARI (RFC 9773, section 5), which a CA refuses after a
-	// crash has lost the replacement that it had already issued.
+	// anew is certmagic without the "replaces" of ARI (RFC 9773, section 5).
 	anew *certmagic.Config
 
 	mu         sync.Mutex
@@ -160,9 +159,10 @@ type attempt struct {
 	// needed is asked under the lock of the name, before anything is sent.
 	needed func(context.Context) error
 
-	mu  sync.Mutex
-	end context.CancelFunc
-	err error // the first that was noted
+	mu    sync.Mutex
+	end   context.CancelFunc
+	asked bool  // needed was: the certificate is not another process's
+	err   error // the first that was noted
 }
 
 type attemptKey struct{}
@@ -194,6 +194,9 @@ func onEvent(ctx context.Context, event string, data map[string]any) error {
 	}
 	switch event {
 	case "cert_obtaining":
+		a.mu.Lock()
+		a.asked = true
+		a.mu.Unlock()
 		err := a.needed(ctx)
 		a.note(err)
 		return err
@@ -204,8 +207,13 @@ func onEvent(ctx context.Context, event string, data map[string]any) error {
 	return nil
 }
 
-// issue obtains a certificate for name, once, and stores it.
-func (a *authority) issue(ctx context.Context, name string, needed func(context.Context) error) error {
+// issue obtains a certificate for name, once, and stores it; errRenewed if another process has done so.
+// First says that the attempt before this went well. After a failure the CA is not told what is
+// replaced: that is a courtesy, which it refuses if it does not know the old certificate as ours.
+func (a *authority) issue(ctx context.Context, name string, first bool, needed func(context.Context) error) error {
+	if !first {
+		return a.try(ctx, a.anew, name, needed)
+	}
 	err := a.try(ctx, a.certmagic, name, needed)
 	var problem acme.Problem
 	if errors.As(err, &problem) && problem.Type == acme.ProblemTypeAlreadyReplaced {
@@ -227,6 +235,8 @@ func (a *authority) try(ctx context.Context, config *certmagic.Config, name stri
 		return this.err
 	case err != nil && begun.Err() != nil:
 		return context.Cause(begun)
+	case err == nil && !this.asked:
+		return errRenewed
 	}
 	return err
 }

@@ -250,7 +250,7 @@ func storageFix(err error) string {
 	case errors.Is(err, syscall.EROFS):
 		return "the disk is read-only: mount it for writing, or choose another folder with storage="
 	case errors.Is(err, fs.ErrPermission) && errors.As(err, &file):
-		return "storage= names a folder that this user may write"
+		return "name a folder that this user may write with storage="
 	case errors.As(err, &file):
 		return "check the folder that storage= names"
 	}
@@ -269,7 +269,7 @@ func hintOf(err error) string {
 func innermost(err error) string {
 	var file *fs.PathError
 	if errors.As(err, &file) {
-		return file.Error()
+		return file.Op + ": " + file.Err.Error() // its name may be a temporary one
 	}
 	var op *net.OpError
 	if errors.As(err, &op) {

@@ -46,9 +46,9 @@ func TestExplain(t *testing.T) {
 		{fmt.Errorf("https://ca.example/x: %w", errors.New("HTTP 404: <html>")), "ca.example answers with status 404", "acme-ca=", true},
 		{fmt.Errorf("performing request: %w", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}), "ca.example cannot be reached: dial tcp: connection refused", "is the CA up", false},
 		{fmt.Errorf("performing request: %w", &net.OpError{Op: "dial", Err: &net.DNSError{Name: "ca.example", Err: "no such host", IsNotFound: true}}), "lookup ca.example", "check its DNS", false},
-		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "open", Path: "/x/locks", Err: syscall.EROFS}), "the storage (file:/x): open /x/locks: read-only file system", "read-only", false},
-		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EACCES}), "the storage (file:/x): mkdir /x: permission denied", "this user may write", false},
-		{&fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, "the storage (file:/x): write /x: no space left", "disk is full", false},
+		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "open", Path: "/x/locks", Err: syscall.EROFS}), "the storage (file:/x): open: read-only file system", "read-only", false},
+		{fmt.Errorf("unable to acquire lock: %w", &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EACCES}), "the storage (file:/x): mkdir: permission denied", "this user may write", false},
+		{&fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, "the storage (file:/x): write: no space left", "disk is full", false},
 	} {
 		ca := &authority{CA: CA{Directory: "https://ca.example/dir"}, certmagic: &certmagic.Config{Storage: &vault{Storage: &storage.File{Root: "/x"}}}}
 		f := explain(t.Context(), "192.0.2.1", ca, test.err)

@@ -213,7 +213,7 @@ func (k *keeper) load(ctx context.Context) {
 	case newest != nil && old != nil && newest.leaf().Equal(old.leaf()):
 	case newest != nil:
 		k.use(ctx, newest)
-		k.log.Info("certificate loaded", "name", k.name, "issuer", newest.from.Directory, "not_after", newest.leaf().NotAfter, "next_renewal", k.due(newest))
+		k.log.Info("certificate loaded", "name", k.name, "issuer", newest.from.Directory, "not_after", second(newest.leaf().NotAfter), "next_renewal", second(k.due(newest)))
 	case problem != nil:
 		k.failed(ctx, &Failure{Reason: fmt.Sprintf("the storage (%v): %s", k.storage, innermost(problem)), Fix: storageFix(problem), err: problem}, false)
 	}
@@ -261,14 +261,14 @@ func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) 
 			all = append(all, f)
 			continue
 		}
-		err := a.issue(ctx, k.name, needed)
+		err := a.issue(ctx, k.name, k.failures == 0, needed)
 		if errors.Is(err, errRenewed) {
-			k.succeeded("certificate renewed by another process")
-			return nil
+			k.load(ctx)
+			return k.succeeded(ctx)
 		}
 		if err == nil {
 			if err = k.takeUp(ctx, a); err == nil {
-				return nil
+				return k.succeeded(ctx)
 			}
 		}
 		if ctx.Err() != nil {
@@ -298,16 +298,32 @@ func (k *keeper) takeUp(ctx context.Context, a *authority) error {
 	if old != nil {
 		text = "certificate renewed"
 	}
-	k.succeeded(text)
+	k.log.Info(text, "name", k.name, "issuer", a.Directory, "not_after", second(p.leaf().NotAfter), "next_renewal", second(k.due(k.held())))
 	return nil
 }
 
-func (k *keeper) succeeded(text string) {
-	k.failures, k.mayTry, k.lastLogged = 0, time.Time{}, ""
+// succeeded is a failure all the same where the new certificate would be renewed at once: that goes round
+// in circles until the CA has had enough.
+func (k *keeper) succeeded(ctx context.Context) error {
 	h := k.held()
+	if h == nil {
+		return k.failed(ctx, &Failure{Reason: "the certificate that another process has obtained is gone"}, true)
+	}
+	now := k.clock.now()
+	if due := k.due(h); !due.After(now) {
+		f := &Failure{Reason: "the new certificate is due for renewal already", Fix: "is the clock of this machine right?", refused: true}
+		if h.leaf().NotAfter.Before(now) {
+			f.Reason = "the new certificate is over already"
+		}
+		return k.failed(ctx, f, true)
+	}
+	k.failures, k.mayTry, k.lastLogged = 0, time.Time{}, ""
 	k.tell(nil, k.due(h))
-	k.log.Info(text, "name", k.name, "issuer", h.from.Directory, "not_after", h.leaf().NotAfter, "next_renewal", k.due(h))
+	return nil
 }
+
+// second is t as a log line has it.
+func second(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
 // failed plans the next attempt, if pause, and logs each reason once in a while.
 func (k *keeper) failed(ctx context.Context, f *Failure, pause bool) error {
@@ -336,11 +352,11 @@ func (k *keeper) failed(ctx context.Context, f *Failure, pause bool) error {
 		if f.Fix != "" {
 			attrs = append(attrs, "hint", f.Fix)
 		}
-		attrs = append(attrs, "retry_at", k.mayTry)
+		attrs = append(attrs, "retry_at", second(k.mayTry))
 		text := "no certificate yet"
 		if h := k.held(); h != nil {
 			text = "certificate not renewed"
-			attrs = append(attrs, "not_after", h.leaf().NotAfter)
+			attrs = append(attrs, "not_after", second(h.leaf().NotAfter))
 		}
 		k.log.Error(text, attrs...)
 	}
@@ -501,7 +517,7 @@ func (k *keeper) refreshWindow(ctx context.Context, h *held) {
 		k.window.renew = info.SelectedTime
 	}
 	if due := k.due(h); due.Before(before.Add(-lifetime(h) / 20)) {
-		attrs := []any{"name", k.name, "next_renewal", due}
+		attrs := []any{"name", k.name, "next_renewal", second(due)}
 		if info.ExplanationURL != "" {
 			attrs = append(attrs, "explanation", info.ExplanationURL)
 		}

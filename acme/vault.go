@@ -59,7 +59,9 @@ type pair struct {
 func (v *vault) Store(ctx context.Context, key string, value []byte) error {
 	name, extension, ok := partOfPair(key)
 	if !ok {
-		return v.store(ctx, key, value)
+		err := v.store(ctx, key, value)
+		attemptOf(ctx).note(err)
+		return err
 	}
 	v.mu.Lock()
 	if v.begun == nil {
@@ -301,7 +303,7 @@ func parsePair(value []byte) (*pair, error) {
 	}
 	switch {
 	case len(chain) == 0:
-		return nil, errors.New("no certificate in it")
+		return nil, errors.New("it is cut off, or no PEM")
 	case key == nil:
 		return nil, errors.New("no private key in it")
 	}

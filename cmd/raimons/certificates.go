@@ -122,7 +122,11 @@ func (c *certificates) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 	case c.selfSigned != nil && name != "" && c.selfSigned.Leaf.VerifyHostname(name) == nil:
 		return c.selfSigned, nil
 	case c.managed != nil && name != "" && c.managed.OnDemand():
-		return c.managed.GetCertificate(hello)
+		cert, err := c.managed.GetCertificate(hello)
+		if errors.Is(err, acme.ErrUnknownName) && c.files != nil {
+			return c.files.GetCertificate(hello)
+		}
+		return cert, err
 	case c.files != nil:
 		return c.files.GetCertificate(hello)
 	case c.managed != nil && (name == "" || c.selfSigned == nil):
