@@ -265,9 +265,18 @@ func (a *authority) notBefore(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// revoke tells the CA that p must not be trusted any more. Reason 0 is "unspecified".
+// revoke tells the CA that p must not be trusted any more, which it may know already. Reason 0 is "unspecified".
 func (a *authority) revoke(ctx context.Context, p *pair) error {
-	return a.issuer.Revoke(ctx, certmagic.CertificateResource{CertificatePEM: p.chainPEM, PrivateKeyPEM: p.keyPEM}, 0)
+	// It looks for an account without contact until it has been told of one, as issuing does.
+	if err := a.issuer.PreCheck(ctx, nil, false); err != nil {
+		return err
+	}
+	err := a.issuer.Revoke(ctx, certmagic.CertificateResource{CertificatePEM: p.chainPEM, PrivateKeyPEM: p.keyPEM}, 0)
+	var problem acme.Problem
+	if errors.As(err, &problem) && problem.Type == acme.ProblemTypeAlreadyRevoked {
+		return nil
+	}
+	return err
 }
 
 // publicKey is a key that can be compared.

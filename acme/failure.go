@@ -139,6 +139,15 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 	return f
 }
 
+// explainRevocation is explain where no name was to be proved.
+func explainRevocation(ctx context.Context, name string, a *authority, err error) *Failure {
+	f := explain(ctx, name, a, err)
+	if f.refused && f.RetryAfter.IsZero() {
+		f.Fix = "only the account that has obtained a certificate may revoke it"
+	}
+	return f
+}
+
 // putOff notes what a has said about when to come again.
 func (f *Failure) putOff(a *authority, status int) *Failure {
 	if status != http.StatusTooManyRequests && status != http.StatusServiceUnavailable {

@@ -78,8 +78,8 @@ type held struct {
 
 // order is what a person wants done at once.
 type order struct {
-	revoke bool
-	done   chan error
+	revoke, reload bool // neither: renew
+	done           chan error
 }
 
 // window is when a CA wants a certificate to be renewed (RFC 9773).
@@ -389,18 +389,25 @@ func (k *keeper) tell(f *Failure, next time.Time) {
 // obey does what a person has asked for.
 func (k *keeper) obey(ctx context.Context, o order) error {
 	k.load(ctx)
+	if o.reload {
+		return nil
+	}
 	h := k.held()
 	if o.revoke {
 		if h == nil {
 			return &ConfigError{Problem: "there is no certificate of " + k.name + " to revoke"}
 		}
 		if err := h.from.revoke(ctx, h.pair); err != nil {
-			return explain(ctx, k.name, h.from, err)
+			return explainRevocation(ctx, k.name, h.from, err)
 		}
 		k.log.Warn("certificate revoked", "name", k.name, "serial", fmt.Sprintf("%x", h.leaf().SerialNumber))
 		k.revoked = true
 	}
-	return k.renew(ctx, func(context.Context) error { return nil })
+	err := k.renew(ctx, func(context.Context) error { return nil })
+	if err != nil && o.revoke {
+		return fmt.Errorf("revoked, but not replaced yet: %w", err)
+	}
+	return err
 }
 
 // refreshStaple asks the CA's responder when half of the staple's validity has passed.

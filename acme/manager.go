@@ -95,6 +95,18 @@ func New(c Config) (*Manager, error) {
 	if err := c.checkChallenges(); err != nil {
 		return nil, err
 	}
+	m, err := open(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range c.Names {
+		m.keepers[name] = m.newKeeper(name)
+	}
+	return m, nil
+}
+
+// open makes a Manager that keeps nothing yet.
+func open(c Config) (*Manager, error) {
 	m := &Manager{
 		config:   c,
 		log:      cmp.Or(c.Log, slog.New(slog.DiscardHandler)),
@@ -109,9 +121,6 @@ func New(c Config) (*Manager, error) {
 	}
 	m.taken = taken
 	m.openAuthorities()
-	for _, name := range c.Names {
-		m.keepers[name] = m.newKeeper(name)
-	}
 	return m, nil
 }
 
@@ -282,6 +291,11 @@ func (m *Manager) Renew(ctx context.Context, name string) error {
 // The certificate is served until then.
 func (m *Manager) Revoke(ctx context.Context, name string) error {
 	return m.order(ctx, name, order{revoke: true})
+}
+
+// Reload takes up a newer certificate of name that another process has stored.
+func (m *Manager) Reload(ctx context.Context, name string) error {
+	return m.order(ctx, name, order{reload: true})
 }
 
 func (m *Manager) order(ctx context.Context, name string, o order) error {

@@ -18,6 +18,7 @@ import (
 	"raimon/acme/dns"
 	"raimon/edge"
 	"raimon/internal/command"
+	"raimon/internal/control"
 	"raimon/internal/options"
 	"raimon/storage"
 	"raimon/tunnel"
@@ -94,7 +95,16 @@ func (c *certificates) run(ctx context.Context, running *sync.WaitGroup, listene
 		running.Go(func() { redirect.Serve(ctx, l, managed.HTTPHandler(redirect)) })
 	}
 	running.Go(func() { managed.Run(ctx) })
+	running.Go(func() { c.answerCommands(ctx) })
 	return nil
+}
+
+// answerCommands lets raimons certs talk to us. Tunnels do not depend on it.
+func (c *certificates) answerCommands(ctx context.Context) {
+	err := control.Serve(ctx, storageRoot(c.job.Options.Storage), c.managed, c.job.Log)
+	if err != nil {
+		c.job.Log.Warn("raimons certs cannot talk to this edge", "error", err, "hint", command.Hint(err))
+	}
 }
 
 // GetCertificate is for tls.Config.

@@ -24,6 +24,7 @@ import (
 const help = `raimons takes tunnels on a public port and hands plain TCP to a target.
 
     raimons <listen> <target> [options]     accept on listen, forward to target
+    raimons certs list|renew|revoke         look after certificates; raimons certs -h explains
 
 Addresses are host:port, [ipv6]:port, :port or unix:/path. The options are one word,
 separated by ';', so put quotes around them. Without options it carries plain tcp.
@@ -48,7 +49,7 @@ Exit status: 0 after a clean end, 1 when something fails, 23 when the options ar
 `
 
 func main() {
-	os.Exit(command.Main(&command.Program{Side: options.Server, Help: help, Run: run}))
+	os.Exit(command.Main(&command.Program{Side: options.Server, Help: help, Commands: []command.Command{certsCommand}, Run: run}))
 }
 
 func run(ctx context.Context, job *command.Job) error {

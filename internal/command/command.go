@@ -39,18 +39,23 @@ type Program struct {
 	Help string
 	// Words are first arguments that stand for a listen address and mean something of their own.
 	Words []string
+	// Commands are first arguments that are followed by words of their own instead of addresses.
+	Commands []Command
 	// Run does the work until ctx ends. An error that is a *ConfigError exits with ExitConfig.
 	Run func(ctx context.Context, job *Job) error
 }
 
 // Job is what the user asked for.
 type Job struct {
-	Word    string   // one of Program.Words, or empty
-	Listen  []string // addresses to accept connections on; none with a Word
-	Remote  string   // address to forward them to
-	Options *options.Options
-	Plugin  bool // started by shadowsocks
-	Log     *slog.Logger
+	Word     string   // one of Program.Words, the name of a Command, or empty
+	Action   string   // of the Command
+	Argument string   // of the Action; empty where it takes none
+	JSON     bool     // results are for programs
+	Listen   []string // addresses to accept connections on; none with a Word
+	Remote   string   // address to forward them to; none with a Command
+	Options  *options.Options
+	Plugin   bool // started by shadowsocks
+	Log      *slog.Logger
 
 	remoteName string // what logs call Remote
 }
@@ -78,7 +83,11 @@ func Main(p *Program) int {
 	}
 	ctx, stop := i.lifetime()
 	defer stop()
-	if err := p.Run(ctx, i.job); err != nil {
+	run := p.Run
+	if c := p.command(i.job.Word); c != nil {
+		run = c.Run
+	}
+	if err := run(ctx, i.job); err != nil {
 		return i.fail(err)
 	}
 	return ExitOK
@@ -107,6 +116,10 @@ func (i *invocation) parse(args []string, env func(string) (string, bool)) error
 	switch {
 	case err != nil:
 		return &ConfigError{err, i.Side.String() + " -h shows how it is called"}
+	case len(words) > 0 && i.command(words[0]) != nil && !flags.version:
+		return i.parseCommand(i.command(words[0]), flags, words[1:])
+	case flags.json:
+		return &ConfigError{errors.New("flag -json: there is nothing to print"), i.Side.String() + " -h shows how it is called"}
 	case flags.help:
 		fmt.Fprint(i.stdout, i.Help)
 		options.Help(i.stdout, i.Side)
@@ -126,8 +139,8 @@ func (i *invocation) parse(args []string, env func(string) (string, bool)) error
 
 // flagValues are the settings that start with a dash.
 type flagValues struct {
-	help, version, verbose, androidVPN bool
-	logFormat                          string
+	help, version, verbose, androidVPN, json bool
+	logFormat                                string
 }
 
 // flags takes the flags out of args, wherever they stand, and returns the other words.
@@ -139,6 +152,7 @@ func (i *invocation) flags(args []string) (v flagValues, words []string, err err
 	set.BoolVar(&v.version, "version", false, "")
 	set.BoolVar(&v.verbose, "v", false, "")
 	set.BoolVar(&v.androidVPN, "V", false, "")
+	set.BoolVar(&v.json, "json", false, "")
 	set.StringVar(&v.logFormat, "log-format", "", "")
 	for len(args) > 0 {
 		e := set.Parse(args)
@@ -202,6 +216,11 @@ func (i *invocation) wordFix(word string) string {
 	if _, err := strconv.ParseUint(word, 10, 16); err == nil {
 		return "a port stands behind a colon: write :" + word
 	}
+	for _, c := range i.Commands {
+		if strings.HasPrefix(c.Name, word) || strings.HasPrefix(word, strings.TrimSuffix(c.Name, "s")) {
+			return fmt.Sprintf("did you mean %s %s?", i.Side, c.Name)
+		}
+	}
 	if strings.Contains(word, ".") {
 		return "an address ends with its port: write " + word + ":443"
 	}
@@ -217,7 +236,11 @@ func (i *invocation) remoteName() string {
 
 // prepare completes job and tells about options that are ignored.
 func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
-	for _, address := range append([]string{job.Remote}, job.Listen...) {
+	addresses := job.Listen
+	if job.Action == "" {
+		addresses = append([]string{job.Remote}, addresses...)
+	}
+	for _, address := range addresses {
 		if _, _, err := tunnel.ParseAddress(address); err != nil {
 			return &ConfigError{err, "addresses are host:port, [ipv6]:port, :port or unix:/path"}
 		}

@@ -103,3 +103,73 @@ func TestLogger(t *testing.T) {
 		}
 	}
 }
+
+// parseServer is what a start of the server with these arguments comes to.
+func parseServer(args ...string) (*invocation, error) {
+	i := &invocation{
+		Program: &Program{Side: options.Server, Help: "how to call it\n", Commands: []Command{{
+			Name: "certs", Help: "how to call certs\n",
+			Actions: []Action{{Word: "list", JSON: true}, {Word: "renew", Argument: "name"}},
+		}}},
+		stdout: new(bytes.Buffer), stderr: new(bytes.Buffer),
+	}
+	return i, i.parse(args, noEnvironment)
+}
+
+func TestCommandArguments(t *testing.T) {
+	for args, want := range map[string]Job{
+		"certs list":                  {Action: "list"},
+		"certs list -json storage=/x": {Action: "list", JSON: true, Options: &options.Options{Storage: "/x"}},
+		"-v certs -log-format json renew a.test storage=/x": {Action: "renew", Argument: "a.test", Options: &options.Options{Storage: "/x", LogLevel: "debug"}},
+		"certs renew a.test -v":                             {Action: "renew", Argument: "a.test", Options: &options.Options{LogLevel: "debug"}},
+	} {
+		t.Run(args, func(t *testing.T) {
+			i, err := parseServer(strings.Fields(args)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want.Options == nil {
+				want.Options = &options.Options{}
+			}
+			got := i.job
+			if got.Word != "certs" || got.Action != want.Action || got.Argument != want.Argument || got.JSON != want.JSON ||
+				got.Options.Storage != want.Options.Storage || got.Options.LogLevel != want.Options.LogLevel {
+				t.Errorf("%+v with %+v", got, got.Options)
+			}
+		})
+	}
+}
+
+func TestCommandHelp(t *testing.T) {
+	for args, want := range map[string]string{
+		"certs":         "how to call certs\n",
+		"certs -h":      "how to call certs\n",
+		"-h certs list": "how to call certs\n",
+		"certs x -h":    "how to call certs\n",
+	} {
+		i, err := parseServer(strings.Fields(args)...)
+		if got := i.stdout.(*bytes.Buffer).String(); err != nil || !i.done || got != want {
+			t.Errorf("%s: got %v, %q; want %q", args, err, got, want)
+		}
+	}
+}
+
+func TestCommandMistakes(t *testing.T) {
+	for args, want := range map[string]struct{ text, hint string }{
+		"certs lst":                   {`"lst"`, "raimons certs list, or raimons certs renew <name>; raimons certs -h explains"},
+		"certs renew":                 {"the name is missing", "raimons certs renew <name> [options]"},
+		"certs renew storage=/x":      {"the name is missing", "raimons certs renew <name> [options]"},
+		"certs list storage=/x acme":  {`"acme" is one argument too many`, "quotes"},
+		"certs renew a.test -json":    {"-json", "exit status"},
+		"-json :1 b:2":                {"-json", "raimons -h"},
+		"cert list":                   {`"cert" is neither`, "did you mean raimons certs?"},
+		"certificates":                {`"certificates" is neither`, "did you mean raimons certs?"},
+		"certs list storage=/x;=":     {"option", ""},
+		"certs list -log-format=yaml": {"-log-format", "-h"},
+	} {
+		_, err := parseServer(strings.Fields(args)...)
+		if err == nil || !strings.Contains(err.Error(), want.text) || !strings.Contains(Hint(err), want.hint) {
+			t.Errorf("%s: got %v (hint %q), want %q (hint %q)", args, err, Hint(err), want.text, want.hint)
+		}
+	}
+}

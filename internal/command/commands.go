@@ -1,0 +1,87 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// Command is a part of a program with a help text of its own. It is called with its name, an action,
+// what the action is about, and options as everywhere.
+type Command struct {
+	Name string
+	// Help is the text of -h, and of the name alone.
+	Help    string
+	Actions []Action
+	// Run does the work; see Program.Run. Results go to standard output, the log does not.
+	Run func(ctx context.Context, job *Job) error
+}
+
+// Action is something that a Command does.
+type Action struct {
+	Word     string
+	Argument string // what has to follow, as messages call it; empty: nothing
+	JSON     bool   // -json is for it
+}
+
+// command returns nil if p has none of that name.
+func (p *Program) command(name string) *Command {
+	n := slices.IndexFunc(p.Commands, func(c Command) bool { return c.Name == name })
+	if n < 0 {
+		return nil
+	}
+	return &p.Commands[n]
+}
+
+// parseCommand reads the words after the name of c.
+func (i *invocation) parseCommand(c *Command, flags flagValues, words []string) error {
+	if flags.help || len(words) == 0 {
+		i.done = true
+		_, err := io.WriteString(i.stdout, c.Help)
+		return err
+	}
+	called := i.Side.String() + " " + c.Name
+	n := slices.IndexFunc(c.Actions, func(a Action) bool { return a.Word == words[0] })
+	if n < 0 {
+		var all []string
+		for _, a := range c.Actions {
+			all = append(all, called+" "+a.usage())
+		}
+		return &ConfigError{fmt.Errorf("%s: %q is nothing that it can do", c.Name, words[0]),
+			strings.Join(all, ", or ") + "; " + called + " -h explains"}
+	}
+	action := c.Actions[n]
+	words = words[1:]
+	job := &Job{Word: c.Name, Action: action.Word, JSON: flags.json}
+	if flags.json && !action.JSON {
+		return &ConfigError{fmt.Errorf("flag -json: %s %s prints one line for people", c.Name, action.Word), "its exit status says whether it went well"}
+	}
+	if action.Argument != "" {
+		// No name has these two in it: options stand where it should be.
+		if len(words) == 0 || strings.ContainsAny(words[0], ";=") {
+			return &ConfigError{fmt.Errorf("%s %s: the %s is missing", c.Name, action.Word, action.Argument), called + " " + action.usage() + " [options]"}
+		}
+		job.Argument, words = words[0], words[1:]
+	}
+	switch len(words) {
+	case 0:
+		return i.prepare(flags, job, "")
+	case 1:
+		return i.prepare(flags, job, words[0])
+	}
+	return &ConfigError{fmt.Errorf("%q is one argument too many", words[1]),
+		"put quotes around the options: ';' means something to the shell; " + called + " -h explains"}
+}
+
+func (a Action) usage() string {
+	if a.Argument == "" {
+		return a.Word
+	}
+	return a.Word + " <" + a.Argument + ">"
+}
+
+// ErrInterrupted is what Run returns when a signal has ended it before it was done.
+var ErrInterrupted = errors.New("interrupted")

@@ -1,0 +1,431 @@
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"raimon/acme"
+	"raimon/internal/control"
+)
+
+const patience = 20 * time.Second
+
+// manager keeps names. Orders for them wait until hold is closed, if it is not nil, or their client has gone.
+type manager struct {
+	names []string
+	hold  chan struct{}
+	begun chan string // takes "verb name" of each order
+	ended chan error  // takes what each order came to
+	err   error
+}
+
+func newManager(names ...string) *manager {
+	return &manager{names: names, begun: make(chan string, 100), ended: make(chan error, 100)}
+}
+
+func (m *manager) Status() []acme.Status {
+	all := []acme.Status{}
+	for _, name := range m.names {
+		all = append(all, acme.Status{Name: name, Issuer: "https://ca.test/dir", NotAfter: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)})
+	}
+	return all
+}
+
+func (m *manager) order(ctx context.Context, verb, name string) (err error) {
+	m.begun <- verb + " " + name
+	defer func() { m.ended <- err }()
+	if !slices.Contains(m.names, name) {
+		return &acme.ConfigError{Problem: "no certificate is kept for " + name, Fix: "look at the list"}
+	}
+	if m.hold != nil {
+		select {
+		case <-m.hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return m.err
+}
+
+func (m *manager) Renew(ctx context.Context, name string) error  { return m.order(ctx, "renew", name) }
+func (m *manager) Revoke(ctx context.Context, name string) error { return m.order(ctx, "revoke", name) }
+func (m *manager) Reload(ctx context.Context, name string) error { return m.order(ctx, "reload", name) }
+
+// serve runs an edge's side until the test ends or stop is called, which returns Serve's error.
+func serve(t testing.TB, root string, m control.Manager) (stop func() error) {
+	t.Helper()
+	before := living(t, root)
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- control.Serve(ctx, root, m, slog.New(slog.DiscardHandler)) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		select {
+		case err := <-result:
+			return err
+		case <-time.After(patience):
+			return errors.New("Serve does not return")
+		}
+	})
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	eventually(t, "the edge is not found", func() bool { return living(t, root) > before })
+	return stop
+}
+
+// living is how many edges are found.
+func living(t testing.TB, root string) int {
+	t.Helper()
+	edges, err := control.Find(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(edges)
+}
+
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !done(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal(what)
+		}
+	}
+}
+
+// sockets are the files where edges are found.
+func sockets(t testing.TB, root string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(root, "control", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// find wants n edges.
+func find(t testing.TB, root string, n int) []*control.Edge {
+	t.Helper()
+	edges, err := control.Find(t.Context(), root)
+	if err != nil || len(edges) != n {
+		t.Fatalf("found %d edges, %v; want %d", len(edges), err, n)
+	}
+	return edges
+}
+
+// received waits for the next value.
+func received[T any](t testing.TB, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patience):
+		t.Fatal("nothing happens")
+		panic("unreachable")
+	}
+}
+
+func TestCommands(t *testing.T) {
+	root := t.TempDir()
+	m := newManager("*.example.com", "2001:db8::1", "a.test")
+	serve(t, root, m)
+	e := find(t, root, 1)[0]
+	if want := fmt.Sprint(os.Getpid()); e.PID != want {
+		t.Errorf("process id %s, want %s", e.PID, want)
+	}
+	if got, err := e.Certificates(t.Context()); err != nil || !slices.Equal(got, m.Status()) {
+		t.Errorf("got %v, %v; want %v", got, err, m.Status())
+	}
+	for _, want := range m.Status() {
+		for verb, ask := range map[string]func(context.Context, string) (acme.Status, error){"renew": e.Renew, "revoke": e.Revoke, "reload": e.Reload} {
+			if got, err := ask(t.Context(), want.Name); err != nil || got != want {
+				t.Errorf("%s %s: %v, %v; want %v", verb, want.Name, got, err, want)
+			}
+			if got := received(t, m.begun); got != verb+" "+want.Name {
+				t.Errorf("the edge was asked to %s, want %s %s", got, verb, want.Name)
+			}
+		}
+	}
+}
+
+func TestRefusalsArriveWithTheirHints(t *testing.T) {
+	root := t.TempDir()
+	m := newManager("a.test")
+	m.err = fmt.Errorf("revoked, but: %w", &acme.Failure{Reason: "ca.test says: no", Fix: "ask nicely"})
+	serve(t, root, m)
+	e := find(t, root, 1)[0]
+	for name, want := range map[string]control.Error{
+		"a.test": {Text: "revoked, but: ca.test says: no", Fix: "ask nicely"},
+		"b.test": {Text: "no certificate is kept for b.test", Fix: "look at the list"},
+		"../x":   {Text: "no certificate is kept for ../x", Fix: "look at the list"},
+	} {
+		_, err := e.Renew(t.Context(), name)
+		var got *control.Error
+		if !errors.As(err, &got) || *got != want {
+			t.Errorf("%s: got %v, want %v", name, err, &want)
+		}
+	}
+}
+
+func TestSeveralEdgesOnOneStorage(t *testing.T) {
+	root := t.TempDir()
+	serve(t, root, newManager("a.test"))
+	stop := serve(t, root, newManager("b.test"))
+	var names []string
+	for _, e := range find(t, root, 2) {
+		all, err := e.Certificates(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range all {
+			names = append(names, s.Name)
+		}
+	}
+	if slices.Sort(names); !slices.Equal(names, []string{"a.test", "b.test"}) {
+		t.Errorf("the edges keep %v, want one name each", names)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if left := sockets(t, root); len(left) != 1 {
+		t.Errorf("after the end of one edge there are %v, want the socket of the other", left)
+	}
+	find(t, root, 1)
+}
+
+func TestTwoRequestsAtOnce(t *testing.T) {
+	root := t.TempDir()
+	m := newManager("a.test", "b.test")
+	m.hold = make(chan struct{})
+	serve(t, root, m)
+	e := find(t, root, 1)[0]
+	errs := make(chan error, 2)
+	for _, name := range m.names {
+		go func() {
+			_, err := e.Renew(t.Context(), name)
+			errs <- err
+		}()
+	}
+	received(t, m.begun)
+	received(t, m.begun)
+	if _, err := e.Certificates(t.Context()); err != nil {
+		t.Errorf("list while both wait: %v", err)
+	}
+	close(m.hold)
+	for range m.names {
+		if err := received(t, errs); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestClientGoesAway(t *testing.T) {
+	root := t.TempDir()
+	m := newManager("a.test")
+	m.hold = make(chan struct{})
+	serve(t, root, m)
+	e := find(t, root, 1)[0]
+	ctx, leave := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() {
+		_, err := e.Renew(ctx, "a.test")
+		result <- err
+	}()
+	received(t, m.begun)
+	leave()
+	if err := received(t, result); !errors.Is(err, context.Canceled) {
+		t.Errorf("the client got %v, want %v", err, context.Canceled)
+	}
+	if err := received(t, m.ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("the order ended with %v, want %v", err, context.Canceled)
+	}
+	if _, err := e.Certificates(t.Context()); err != nil {
+		t.Errorf("the next client: %v", err)
+	}
+}
+
+func TestShutdownTellsWhoWaits(t *testing.T) {
+	root := t.TempDir()
+	m := newManager("a.test")
+	m.hold = make(chan struct{})
+	stop := serve(t, root, m)
+	e := find(t, root, 1)[0]
+	result := make(chan error, 1)
+	go func() {
+		_, err := e.Renew(t.Context(), "a.test")
+		result <- err
+	}()
+	received(t, m.begun)
+	begun := time.Now()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	if err := received(t, result); err == nil || !strings.Contains(err.Error(), "shutting down") {
+		t.Errorf("the client got %v, want that the edge is shutting down", err)
+	}
+	find(t, root, 0)
+}
+
+// A connection that says nothing holds up neither others nor the end.
+func TestSilentConnections(t *testing.T) {
+	root := t.TempDir()
+	stop := serve(t, root, newManager("a.test"))
+	for range 10 {
+		c, err := net.Dial("unix", sockets(t, root)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	if _, err := find(t, root, 1)[0].Certificates(t.Context()); err != nil {
+		t.Error(err)
+	}
+	begun := time.Now()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begun); took > 3*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+}
+
+func TestStrangeRequests(t *testing.T) {
+	root := t.TempDir()
+	m := newManager("a.test")
+	serve(t, root, m)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", sockets(t, root)[0])
+	}}}
+	for _, test := range []struct {
+		method, path string
+		header       string
+		body         io.Reader
+		want         int
+	}{
+		{method: "GET", path: "/certificates", want: 200},
+		{method: "GET", path: "/", want: 404},
+		{method: "POST", path: "/certificates", want: 405},
+		{method: "GET", path: "/certificates/a.test/renew", want: 405},
+		{method: "POST", path: "/certificates/a.test/destroy", want: 404},
+		{method: "POST", path: "/certificates/%00%ff/renew", want: 404},
+		{method: "POST", path: "/certificates/a.test/renew", body: strings.NewReader("x"), want: 413},
+		{method: "POST", path: "/certificates/a.test/renew", body: io.LimitReader(endless{}, 1<<20), want: 413},
+		{method: "GET", path: "/certificates", header: strings.Repeat("x", 64<<10), want: 431},
+	} {
+		request, err := http.NewRequest(test.method, "http://edge"+test.path, test.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("X-Test", test.header)
+		response, err := client.Do(request)
+		if err != nil {
+			t.Errorf("%s %s: %v", test.method, test.path, err)
+			continue
+		}
+		response.Body.Close()
+		if response.StatusCode != test.want {
+			t.Errorf("%s %s: status %d, want %d", test.method, test.path, response.StatusCode, test.want)
+		}
+	}
+	for len(m.begun) > 0 {
+		if got := received(t, m.begun); got == "renew a.test" {
+			t.Error("a request with a body was obeyed")
+		}
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return copy(p, bytes.Repeat([]byte("x"), len(p))), nil }
+
+// What listens there need not be an edge.
+func TestStrangeAnswers(t *testing.T) {
+	for name, test := range map[string]struct{ answer, want string }{
+		"no HTTP":     {"hello\r\n\r\n", "malformed HTTP"},
+		"nothing":     {"", "ended before it answered"},
+		"no JSON":     {"HTTP/1.1 200 OK\r\n\r\nhello", "its answer"},
+		"empty error": {"HTTP/1.1 500 No\r\n\r\n{}", "status 500"},
+		"redirect":    {"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", "status 302"},
+		"cut":         {"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[", "ended before it answered"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			folder := filepath.Join(root, "control")
+			if err := os.Mkdir(folder, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			l, err := net.Listen("unix", filepath.Join(folder, "1-x.sock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					c.SetDeadline(time.Now().Add(patience))
+					c.Read(make([]byte, 4096))
+					io.WriteString(c, test.answer)
+					c.Close()
+				}
+			}()
+			_, err = find(t, root, 1)[0].Certificates(t.Context())
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "process id 1") {
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestNoEdge(t *testing.T) {
+	find(t, filepath.Join(t.TempDir(), "nowhere"), 0)
+	find(t, t.TempDir(), 0)
+}
+
+func TestNoPlaceForASocket(t *testing.T) {
+	for name, prepare := range map[string]func(t *testing.T) (root string){
+		"root is a file": func(t *testing.T) string {
+			root := filepath.Join(t.TempDir(), "file")
+			if err := os.WriteFile(root, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return root
+		},
+		"a file has the folder's name": func(t *testing.T) string {
+			root := t.TempDir()
+			if err := os.WriteFile(filepath.Join(root, "control"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return root
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := control.Serve(t.Context(), prepare(t), newManager(), slog.New(slog.DiscardHandler))
+			var problem *control.Error
+			if !errors.As(err, &problem) || problem.Hint() == "" {
+				t.Errorf("got %v, want an error with a hint", err)
+			}
+		})
+	}
+}
