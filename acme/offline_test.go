@@ -94,7 +94,7 @@ func TestStored(t *testing.T) {
 	}
 	want := []Status{
 		{Name: "*.a.test", Issuer: "https://ca.test/dir", NotBefore: begin, NotAfter: begin.Add(6 * day), NextRenewal: begin.Add(3 * day)},
-		{Name: "*.c.test", LastError: "damaged: no certificate in it",
+		{Name: "*.c.test", LastError: "damaged: it is cut off, or no PEM",
 			Hint: "the next edge sets certificates/ca.test-dir/wildcard_.c.test/wildcard_.c.test.pem aside and obtains another"},
 		{Name: "b.test", Issuer: "https://ca.test/dir", NotBefore: begin, NotAfter: begin.Add(90 * day), NextRenewal: begin.Add(60 * day)},
 		{Name: "b.test", Issuer: "https://other.test/dir", NotBefore: begin.Add(-100 * day), NotAfter: begin.Add(-10 * day), NextRenewal: begin.Add(-40 * day)},
