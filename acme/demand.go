@@ -17,7 +17,8 @@ import (
 // On demand anybody can make us ask for anything, so all of it is bounded.
 const (
 	maxOnDemand   = 10_000          // names kept
-	maxAsking     = 16              // decisions at a time
+	maxDeciding   = 16              // decisions at a time
+	maxAsking     = 1000            // names that wait for one
 	maxRefusals   = 10_000          // remembered
 	refusalLasts  = 5 * time.Minute // before the same name is asked about again
 	decisionLimit = 5 * time.Second
@@ -28,6 +29,7 @@ type demand struct {
 	mu       sync.Mutex
 	refusals map[string]time.Time // name to the time when it may be asked about again
 	asking   map[string]chan struct{}
+	turns    chan struct{} // holds one for each decision that is being made
 	kept     int
 }
 
@@ -60,6 +62,10 @@ func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
 			return k, nil
 		}
 	}
+	if err := m.asked.turn(hello.Context(), name); err != nil {
+		return nil, err
+	}
+	defer m.asked.pass()
 	// Begun is finished: the decision counts for others, though this client may be gone.
 	limited, cancel := context.WithTimeout(context.WithoutCancel(hello.Context()), decisionLimit)
 	defer cancel()
@@ -88,6 +94,7 @@ func (d *demand) begin(name string, now time.Time) (decided <-chan struct{}, err
 	defer d.mu.Unlock()
 	if d.asking == nil {
 		d.asking, d.refusals = make(map[string]chan struct{}), make(map[string]time.Time)
+		d.turns = make(chan struct{}, maxDeciding)
 	}
 	if again, ok := d.refusals[name]; ok {
 		if again.After(now) {
@@ -104,6 +111,23 @@ func (d *demand) begin(name string, now time.Time) (decided <-chan struct{}, err
 	d.asking[name] = make(chan struct{})
 	return nil, nil
 }
+
+// turn waits until name may be decided on, in the order of asking: a flood of names makes others wait,
+// but does not keep them out. Pass gives the turn to the next. If ctx ends before, nothing is decided.
+func (d *demand) turn(ctx context.Context, name string) error {
+	select {
+	case d.turns <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	close(d.asking[name])
+	delete(d.asking, name)
+	return ctx.Err()
+}
+
+func (d *demand) pass() { <-d.turns }
 
 // end notes the decision: refused until again, or taken where again is zero.
 func (d *demand) end(name string, again time.Time) {

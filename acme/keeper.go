@@ -445,11 +445,11 @@ func (k *keeper) loadStaple(ctx context.Context, h *held) {
 	if len(h.leaf().OCSPServer) == 0 {
 		return
 	}
-	der, err := k.storage.load(ctx, stapleKey(h, k.name), func(string, []byte) error { return nil })
+	der, err := k.storage.load(ctx, stapleKey(h, k.name), plausible)
 	if err != nil {
 		return // it is asked for
 	}
-	// One that belongs to the previous certificate, or is damaged, is overwritten by the next.
+	// One that belongs to the previous certificate is overwritten by the next.
 	if s, err := staple.Parse(der, h.chain); err == nil && s.Check(k.clock.now()) == nil {
 		h.setStaple(s)
 	}

@@ -15,9 +15,11 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/caddyserver/certmagic"
+	"golang.org/x/crypto/ocsp"
 )
 
 // storageTimeout is how long one call of the storage may take, locking apart.
@@ -126,7 +128,13 @@ func (v *vault) save(ctx context.Context, name string) {
 func (v *vault) store(ctx context.Context, key string, value []byte) error {
 	limited, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	return v.Storage.Store(limited, key, value)
+	err := v.Storage.Store(limited, key, value)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.EISDIR) { // there is a folder in its place
+		if v.setAside(limited, key, err) == nil {
+			err = v.Storage.Store(limited, key, value)
+		}
+	}
+	return err
 }
 
 // Load implements certmagic.Storage.
@@ -164,35 +172,61 @@ func (v *vault) loadPair(ctx context.Context, name string) (*pair, error) {
 	return p, err
 }
 
-// load sets aside what check does not accept.
+// load sets aside what check does not accept, and what cannot be read though it is there.
 func (v *vault) load(ctx context.Context, key string, check func(key string, value []byte) error) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	value, err := v.Storage.Load(limited, key)
-	if err != nil {
+	if err == nil {
+		if err = check(key, value); err == nil {
+			return value, nil
+		}
+	} else if !errors.Is(err, fs.ErrPermission) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			attemptOf(ctx).note(err)
 		}
 		return nil, err
 	}
-	problem := check(key, value)
-	if problem == nil {
-		return value, nil
+	if e := v.setAside(limited, key, err); e != nil {
+		err = fmt.Errorf("%w; it cannot be set aside: %w", err, e)
+		attemptOf(ctx).note(err)
+		return nil, err
 	}
-	aside := key + ".corrupt"
-	if err := v.Storage.Store(limited, aside, value); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w), and cannot be set aside: %w", key, problem, err)
-	}
-	if err := v.Storage.Delete(limited, key); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w), and cannot be removed: %w", key, problem, err)
-	}
-	v.log.Error("a file in the storage is damaged: set aside, a new one takes its place", "file", key, "aside", aside, "error", problem)
 	return nil, fmt.Errorf("%s: %w", key, fs.ErrNotExist)
 }
 
-// plausible is what certmagic would stumble over for good: it does not replace an account that it
-// cannot read.
+// setAside moves what is of no use out of the way. A storage that can only copy does that.
+func (v *vault) setAside(ctx context.Context, key string, problem error) error {
+	aside := key + ".corrupt"
+	if s, ok := v.Storage.(interface {
+		SetAside(ctx context.Context, key string) (aside string, err error)
+	}); ok {
+		var err error
+		if aside, err = s.SetAside(ctx, key); err != nil {
+			return err
+		}
+	} else {
+		value, err := v.Storage.Load(ctx, key)
+		if err == nil {
+			err = v.Storage.Store(ctx, aside, value)
+		}
+		if err == nil {
+			err = v.Storage.Delete(ctx, key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	v.log.Error("a file in the storage is damaged: set aside, a new one takes its place", "file", key, "aside", aside, "error", problem)
+	return nil
+}
+
+// plausible finds what nobody could use. Certmagic would stumble over an account like that for good.
 func plausible(key string, value []byte) error {
+	if strings.HasPrefix(key, "ocsp/") {
+		_, err := ocsp.ParseResponse(value, nil)
+		return err
+	}
 	if !strings.HasPrefix(key, "acme/") && !strings.HasPrefix(key, accountsFolder) {
 		return nil
 	}

@@ -172,6 +172,7 @@ func TestDamagedFiles(t *testing.T) {
 		{"garbage", pairBase + ".pem", pairBase + ".crt", "\x00\xff"},
 		{"account", "acme/ca/users/me/me.json", "acme/ca/users/me/me.json", "{"},
 		{"account key", "acme/ca/users/me/me.key", "acme/ca/users/me/me.key", "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"},
+		{"staple", "ocsp/ca/a.example", "ocsp/ca/a.example", "x"},
 		{"our account key", "accounts/ca/me.key", "accounts/ca/me.key", "x"},
 	} {
 		t.Run(test.about, func(t *testing.T) {

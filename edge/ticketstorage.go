@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 	"time"
 )
 
 const (
-	ticketKey        = "ticket-keys" // of the value, and the name of its lock
-	ticketDamagedKey = "ticket-keys-damaged"
+	ticketKey = "ticket-keys" // of the value, and the name of its lock
 
 	ticketReread = time.Hour // far less than ticketAhead
 
@@ -23,13 +23,14 @@ const (
 	ticketUnlockTimeout  = 5 * time.Second
 )
 
-// KeyStorage is as much of a certmagic.Storage as TicketKeys needs. Load returns fs.ErrNotExist if
-// there is no value.
+// KeyStorage is as much of a storage as TicketKeys needs: a certmagic.Storage that can move what is of
+// no use out of the way, and tell where to. Load returns fs.ErrNotExist if there is no value.
 type KeyStorage interface {
 	Load(ctx context.Context, key string) ([]byte, error)
 	Store(ctx context.Context, key string, value []byte) error
 	Lock(ctx context.Context, name string) error
 	Unlock(ctx context.Context, name string) error
+	SetAside(ctx context.Context, key string) (aside string, err error)
 }
 
 // follow reads the storage until ctx ends, and renews what it holds.
@@ -102,6 +103,9 @@ func (k *TicketKeys) look(ctx context.Context) error {
 
 func (k *TicketKeys) load(ctx context.Context) (ticketSecrets, error) {
 	value, err := k.Storage.Load(ctx, ticketKey)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w: %w", errTicketsDamaged, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +144,13 @@ func (k *TicketKeys) renew(ctx context.Context) (err error) {
 	}
 	next, changed := stored.planned(time.Now())
 	if changed || damaged {
-		if err := k.Storage.Store(ctx, ticketKey, next.marshal()); err != nil {
+		err := k.Storage.Store(ctx, ticketKey, next.marshal())
+		if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.EISDIR) { // there is a folder in its place
+			if err = k.setAside(ctx, err); err == nil {
+				err = k.Storage.Store(ctx, ticketKey, next.marshal())
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -148,15 +158,12 @@ func (k *TicketKeys) renew(ctx context.Context) (err error) {
 	return nil
 }
 
-// setAside keeps a copy of the damaged value, for whoever wants to know what happened to it.
+// setAside keeps what is damaged for whoever wants to know what happened to it.
 func (k *TicketKeys) setAside(ctx context.Context, reason error) error {
-	value, err := k.Storage.Load(ctx, ticketKey)
-	if err == nil {
-		err = k.Storage.Store(ctx, ticketDamagedKey, value)
-	}
+	aside, err := k.Storage.SetAside(ctx, ticketKey)
 	if err != nil {
-		return fmt.Errorf("setting aside a copy: %w", err)
+		return fmt.Errorf("setting it aside: %w", err)
 	}
-	k.log().Error("session ticket keys in the storage are damaged, replaced", "error", reason, "kept_as", ticketDamagedKey)
+	k.log().Error("session ticket keys in the storage are damaged, replaced", "error", reason, "kept_as", aside)
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -162,6 +163,17 @@ func (f *fakeStorage) Store(ctx context.Context, key string, value []byte) error
 	return nil
 }
 
+func (f *fakeStorage) SetAside(ctx context.Context, key string) (string, error) {
+	if err := f.wrong(ctx, true); err != nil {
+		return "", err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.values[key+".corrupt"] = f.values[key]
+	delete(f.values, key)
+	return key + ".corrupt", nil
+}
+
 func (f *fakeStorage) Lock(ctx context.Context, _ string) error {
 	if err := f.wrong(ctx, true); err != nil {
 		return err
@@ -306,6 +318,35 @@ func TestTicketStorageReadOnly(t *testing.T) {
 	})
 }
 
+// What is there is no file, or none that may be read.
+func TestTicketFileOfNoUse(t *testing.T) {
+	for name, spoil := range map[string]func(file string) error{
+		"folder":     func(file string) error { return os.MkdirAll(filepath.Join(file, "in it"), 0o700) },
+		"unreadable": func(file string) error { return os.WriteFile(file, nil, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "unreadable" && os.Getuid() <= 0 {
+				t.Skip("root reads everything, and Windows has no such mode")
+			}
+			synctest.Test(t, func(t *testing.T) {
+				root := t.TempDir()
+				if err := spoil(filepath.Join(root, ticketKey)); err != nil {
+					t.Fatal(err)
+				}
+				r := newKeyRing(t, &storage.File{Root: root})
+				after(time.Minute)
+				r.want(t, `session ticket keys in the storage are damaged, replaced`)
+				if r.isLocal() {
+					t.Error("no stored secrets")
+				}
+				if _, err := os.Stat(filepath.Join(root, ticketKey+".corrupt")); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 type readOnlyStorage struct{ *fakeStorage }
 
 func (readOnlyStorage) Lock(context.Context, string) error          { return fs.ErrPermission }
@@ -418,7 +459,7 @@ func TestTicketValueDamaged(t *testing.T) {
 				if got, _ := keys.Load(t.Context(), ticketKey); !slices.Equal(got, value) {
 					t.Error("the value is not what it was")
 				}
-				if got, _ := keys.Load(t.Context(), ticketDamagedKey); !slices.Equal(got, spoilt) {
+				if got, _ := keys.Load(t.Context(), ticketKey+".corrupt"); !slices.Equal(got, spoilt) {
 					t.Errorf("set aside %q, want %q", got, spoilt)
 				}
 				r.stop()

@@ -120,6 +120,27 @@ func (f *File) Delete(ctx context.Context, key string) error {
 	return err
 }
 
+// SetAside moves what is at key out of the way, and returns the key that it has then: key with
+// ".corrupt" behind it, in place of what was set aside there before. It is for what cannot be used, so
+// it need not be a value: a file that cannot be read, or a folder, will do. If there is nothing at key
+// the error is fs.ErrNotExist.
+func (f *File) SetAside(ctx context.Context, key string) (aside string, err error) {
+	aside = key + ".corrupt"
+	err = f.with(ctx, "set aside", key, func(root *os.Root, name string) error {
+		if _, err := root.Lstat(name); err != nil {
+			return err
+		}
+		if err := remove(root, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := root.Rename(name, aside); err != nil {
+			return err
+		}
+		return syncFolder(root, path.Dir(name))
+	})
+	return aside, err
+}
+
 // Exists tells whether key has a value, or is the prefix of keys that may have one. After an error
 // of any kind the answer is no.
 func (f *File) Exists(ctx context.Context, key string) bool {

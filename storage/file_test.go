@@ -250,7 +250,7 @@ func TestLockErrorNamesTheHolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Unlock(ctx, "name")
-	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 	defer cancel()
 	err := f.Lock(short, "name")
 	host, _ := os.Hostname()
@@ -327,4 +327,42 @@ func lockFiles(t testing.TB, root string) []string {
 		t.Fatal(err)
 	}
 	return files
+}
+
+// What is of no use gets out of the way, whatever it is.
+func TestSetAside(t *testing.T) {
+	f := &storage.File{Root: t.TempDir()}
+	if _, err := f.SetAside(t.Context(), "a/b"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nothing there: %v", err)
+	}
+	for _, value := range []string{"one", "two"} {
+		if err := f.Store(t.Context(), "a/b", []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+		aside, err := f.SetAside(t.Context(), "a/b")
+		if err != nil || aside != "a/b.corrupt" {
+			t.Fatalf("set aside as %q, %v", aside, err)
+		}
+		if got, err := f.Load(t.Context(), aside); err != nil || string(got) != value {
+			t.Errorf("aside: %q, %v, want %q", got, err, value)
+		}
+		if _, err := f.Load(t.Context(), "a/b"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("still there: %v", err)
+		}
+	}
+	// A folder with something in it, and one that was set aside before.
+	for range 2 {
+		if err := f.Store(t.Context(), "c/d/e", nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.SetAside(t.Context(), "c/d"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !f.Exists(t.Context(), "c/d.corrupt/e") || f.Exists(t.Context(), "c/d") {
+		t.Error("the folder is not aside")
+	}
+	if _, err := f.SetAside(t.Context(), "../x"); !errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("a key outside: %v", err)
+	}
 }

@@ -44,9 +44,15 @@ var errLocked = errors.New("locked by another")
 func (f *File) Lock(ctx context.Context, name string) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	waited := false
 	for wait := minLockWait; ; wait = min(2*wait, maxLockWait) {
 		err := f.tryLock(ctx, name)
-		if !errors.Is(err, errLocked) {
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errLocked):
+			waited = true
+		case !waited || ctx.Err() == nil: // else it says below for whom we have waited
 			return err
 		}
 		timer.Reset(wait)
