@@ -163,9 +163,11 @@ func TestNoDescriptorIsLeftOpen(t *testing.T) {
 		f.RenewLockLease(ctx, "name", 0)
 		f.Unlock(ctx, "name")
 		f.Unlock(ctx, "name")
+		f.SetAside(ctx, "a/b")
 		f.Delete(ctx, "a")
 	}
-	if after := descriptors(); after != before {
+	// What other tests have left to the garbage collector may be closed meanwhile.
+	if after := descriptors(); after > before {
 		t.Errorf("%d descriptors are open, %d were before", after, before)
 	}
 }
