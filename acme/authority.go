@@ -215,11 +215,24 @@ func (a *authority) issue(ctx context.Context, name string, first bool, needed f
 		return a.try(ctx, a.anew, name, needed)
 	}
 	err := a.try(ctx, a.certmagic, name, needed)
-	var problem acme.Problem
-	if errors.As(err, &problem) && problem.Type == acme.ProblemTypeAlreadyReplaced {
+	if refusesReplacement(err) {
 		err = a.try(ctx, a.anew, name, needed)
 	}
 	return err
+}
+
+// refusesReplacement tells whether err may be about the "replaces" of an order: CAs agree on a type for
+// what was replaced already (RFC 9773, section 5), not for what they do not know, or another account has.
+func refusesReplacement(err error) bool {
+	var problem acme.Problem
+	switch {
+	case !errors.As(err, &problem):
+		return false
+	case problem.Type == acme.ProblemTypeAlreadyReplaced:
+		return true
+	}
+	// The words are acmez's. Who has asked too much must not ask again.
+	return problem.Type != acme.ProblemTypeRateLimited && strings.Contains(err.Error(), "creating new order")
 }
 
 func (a *authority) try(ctx context.Context, config *certmagic.Config, name string, needed func(context.Context) error) error {
