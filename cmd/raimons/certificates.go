@@ -91,7 +91,7 @@ func (c *certificates) run(ctx context.Context, running *sync.WaitGroup, listene
 		purpose = "redirects to https"
 	}
 	for _, l := range web {
-		c.job.Log.Info("listening", "address", l.Addr().String(), "for", purpose)
+		c.job.Log.Info("listening for http", "address", l.Addr().String(), "for", purpose)
 		running.Go(func() { redirect.Serve(ctx, l, managed.HTTPHandler(redirect)) })
 	}
 	running.Go(func() { managed.Run(ctx) })
