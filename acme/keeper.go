@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddyserver/certmagic"
-
 	"raimon/internal/staple"
 )
 
@@ -70,22 +68,15 @@ type keeper struct {
 // held is a certificate in use. It is never changed.
 type held struct {
 	*pair
-	from    *authority
-	served  *tls.Certificate
-	staple  *staple.Staple // nil if there is none
-	bareTLS *tls.Certificate
+	from   *authority
+	served *tls.Certificate
+	staple *staple.Staple // nil if there is none
 }
 
 // order is what a person wants done at once.
 type order struct {
 	revoke, reload bool // neither: renew
 	done           chan error
-}
-
-// window is when a CA wants a certificate to be renewed (RFC 9773).
-type window struct {
-	renew   time.Time // zero: the CA has no opinion
-	refresh time.Time // ask again
 }
 
 func (m *Manager) newKeeper(name string) *keeper {
@@ -121,7 +112,7 @@ func (k *keeper) serve() *tls.Certificate {
 	if h.staple != nil && h.staple.Check(k.clock.now()) == nil {
 		return h.served
 	}
-	return h.bareTLS
+	return h.certificate
 }
 
 func (k *keeper) held() *held {
@@ -206,7 +197,7 @@ func (k *keeper) load(ctx context.Context) {
 		case err != nil:
 			problem = err
 		case newest == nil || p.leaf().NotBefore.After(newest.leaf().NotBefore):
-			newest = &held{pair: p, from: a, bareTLS: p.certificate}
+			newest = &held{pair: p, from: a}
 		}
 	}
 	switch old := k.held(); {
@@ -215,7 +206,7 @@ func (k *keeper) load(ctx context.Context) {
 		k.use(ctx, newest)
 		k.log.Info("certificate loaded", "name", k.name, "issuer", newest.from.Directory, "not_after", second(newest.leaf().NotAfter), "next_renewal", second(k.due(newest)))
 	case problem != nil:
-		k.failed(ctx, &Failure{Reason: fmt.Sprintf("the storage (%v): %s", k.storage, innermost(problem)), Fix: storageFix(problem), err: problem}, false)
+		k.failed(&Failure{Reason: fmt.Sprintf("the storage (%v): %s", k.storage, innermost(problem)), Fix: storageFix(problem), err: problem}, false)
 	}
 }
 
@@ -247,7 +238,7 @@ var errRenewed = errors.New("renewed by another process")
 // renew tries all CAs once, and leaves a line in the log.
 func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) error {
 	if err := k.checkDemand(ctx); err != nil {
-		return k.failed(ctx, explain(ctx, k.name, nil, err), true)
+		return k.failed(explain(ctx, k.name, nil, err), true)
 	}
 	select {
 	case k.attempts <- struct{}{}:
@@ -264,11 +255,11 @@ func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) 
 		err := a.issue(ctx, k.name, k.failures == 0, needed)
 		if errors.Is(err, errRenewed) {
 			k.load(ctx)
-			return k.succeeded(ctx)
+			return k.succeeded()
 		}
 		if err == nil {
 			if err = k.takeUp(ctx, a); err == nil {
-				return k.succeeded(ctx)
+				return k.succeeded()
 			}
 		}
 		if ctx.Err() != nil {
@@ -280,7 +271,7 @@ func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) 
 		}
 		all = append(all, f)
 	}
-	return k.failed(ctx, joinFailures(all), true)
+	return k.failed(joinFailures(all), true)
 }
 
 // takeUp serves what a has just issued.
@@ -293,7 +284,7 @@ func (k *keeper) takeUp(ctx context.Context, a *authority) error {
 	if old != nil && old.leaf().Equal(p.leaf()) {
 		return errors.New("the CA has sent the certificate that is in use")
 	}
-	k.use(ctx, &held{pair: p, from: a, bareTLS: p.certificate})
+	k.use(ctx, &held{pair: p, from: a})
 	text := "certificate obtained"
 	if old != nil {
 		text = "certificate renewed"
@@ -304,10 +295,10 @@ func (k *keeper) takeUp(ctx context.Context, a *authority) error {
 
 // succeeded is a failure all the same where the new certificate would be renewed at once: that goes round
 // in circles until the CA has had enough.
-func (k *keeper) succeeded(ctx context.Context) error {
+func (k *keeper) succeeded() error {
 	h := k.held()
 	if h == nil {
-		return k.failed(ctx, &Failure{Reason: "the certificate that another process has obtained is gone"}, true)
+		return k.failed(&Failure{Reason: "the certificate that another process has obtained is gone"}, true)
 	}
 	now := k.clock.now()
 	if due := k.due(h); !due.After(now) {
@@ -315,7 +306,7 @@ func (k *keeper) succeeded(ctx context.Context) error {
 		if h.leaf().NotAfter.Before(now) {
 			f.Reason = "the new certificate is over already"
 		}
-		return k.failed(ctx, f, true)
+		return k.failed(f, true)
 	}
 	k.failures, k.mayTry, k.lastLogged = 0, time.Time{}, ""
 	k.tell(nil, k.due(h))
@@ -326,7 +317,7 @@ func (k *keeper) succeeded(ctx context.Context) error {
 func second(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
 // failed plans the next attempt, if pause, and logs each reason once in a while.
-func (k *keeper) failed(ctx context.Context, f *Failure, pause bool) error {
+func (k *keeper) failed(f *Failure, pause bool) error {
 	now := k.clock.now()
 	if pause {
 		first, last := k.clock.unreached, k.clock.lastUnreached
@@ -364,11 +355,8 @@ func (k *keeper) failed(ctx context.Context, f *Failure, pause bool) error {
 	return f
 }
 
-const (
-	windowTimeout   = 15 * time.Second
-	sameReasonAgain = 6 * time.Hour
-	pulledAgain     = time.Hour
-)
+// sameReasonAgain is after how long the same reason is worth another line.
+const sameReasonAgain = 6 * time.Hour
 
 // tell is what handshakes and Status hear.
 func (k *keeper) tell(f *Failure, next time.Time) {
@@ -408,128 +396,6 @@ func (k *keeper) obey(ctx context.Context, o order) error {
 		return fmt.Errorf("revoked, but not replaced yet: %w", err)
 	}
 	return err
-}
-
-// refreshStaple asks the CA's responder when half of the staple's validity has passed.
-func (k *keeper) refreshStaple(ctx context.Context, h *held) {
-	if k.stapleDue(h).After(k.clock.now()) {
-		return
-	}
-	s, err := staple.Fetch(ctx, nil, h.chain)
-	switch {
-	case errors.Is(err, staple.ErrRevoked):
-		if !k.revoked {
-			k.log.Error("certificate was revoked by its CA: it is replaced", "name", k.name, "error", err)
-		}
-		k.revoked = true
-		k.mayStaple = k.clock.now().Add(k.clock.staple)
-		return
-	case err != nil:
-		k.mayStaple = k.clock.now().Add(k.clock.staple)
-		k.log.Debug("no new OCSP staple", "name", k.name, "error", err)
-		if h.staple != nil && h.staple.Lapsed(k.clock.now()) && ctx.Err() == nil {
-			k.log.Warn("OCSP staple dropped: the responder has no newer one", "name", k.name, "error", err)
-			k.serveStaple(h, nil)
-		}
-		return
-	}
-	k.mayStaple = time.Time{}
-	k.serveStaple(h, s)
-	if err := k.storage.store(ctx, stapleKey(h, k.name), s.DER); err != nil {
-		k.log.Debug("OCSP staple not stored", "name", k.name, "error", err)
-	}
-}
-
-// loadStaple takes the staple that was stored for h, so that a responder that is away does not matter.
-func (k *keeper) loadStaple(ctx context.Context, h *held) {
-	if len(h.leaf().OCSPServer) == 0 {
-		return
-	}
-	der, err := k.storage.load(ctx, stapleKey(h, k.name), plausible)
-	if err != nil {
-		return // it is asked for
-	}
-	// One that belongs to the previous certificate is overwritten by the next.
-	if s, err := staple.Parse(der, h.chain); err == nil && s.Check(k.clock.now()) == nil {
-		h.setStaple(s)
-	}
-}
-
-func stapleKey(h *held, name string) string {
-	return "ocsp/" + certmagic.StorageKeys.Safe(h.from.issuer.IssuerKey()) + "/" + certmagic.StorageKeys.Safe(name)
-}
-
-func (h *held) setStaple(s *staple.Staple) {
-	h.staple, h.served = s, nil
-	if s != nil {
-		stapled := *h.certificate
-		stapled.OCSPStaple = s.DER
-		h.served = &stapled
-	}
-}
-
-func (k *keeper) serveStaple(h *held, s *staple.Staple) {
-	next := *h
-	next.setStaple(s)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.current = &next
-}
-
-// stapleDue is when to ask the responder; never for a certificate that names none, or that is over.
-func (k *keeper) stapleDue(h *held) time.Time {
-	if len(h.leaf().OCSPServer) == 0 || h.leaf().NotAfter.Before(k.clock.now()) {
-		return k.clock.now().Add(forever)
-	}
-	if h.staple == nil {
-		return k.mayStaple
-	}
-	return later(h.staple.Refresh(), k.mayStaple)
-}
-
-// windowDue is when to ask the CA again about h; never when that is over.
-func (k *keeper) windowDue(h *held) time.Time {
-	if now := k.clock.now(); h.leaf().NotAfter.Before(now) {
-		return now.Add(forever)
-	}
-	return k.window.refresh
-}
-
-// refreshWindow asks the CA when it wants h to be renewed.
-func (k *keeper) refreshWindow(ctx context.Context, h *held) {
-	now := k.clock.now()
-	if k.windowDue(h).After(now) {
-		return
-	}
-	limited, cancel := context.WithTimeout(ctx, windowTimeout)
-	defer cancel()
-	info, err := h.from.issuer.GetRenewalInfo(limited, certmagic.Certificate{Certificate: *h.certificate})
-	k.window.refresh = now.Add(6 * time.Hour)
-	if err != nil {
-		// Old CAs have no such thing; then the lifetime decides.
-		k.log.Debug("no renewal information", "name", k.name, "error", err)
-		k.window.refresh = now.Add(time.Hour)
-		return
-	}
-	if info.RetryAfter != nil {
-		// RFC 9773, section 4.3.2: within sensible limits.
-		k.window.refresh = earlier(later(*info.RetryAfter, now.Add(time.Minute)), now.Add(24*time.Hour))
-	}
-	if !info.HasWindow() {
-		return
-	}
-	// The time was drawn when the window was first heard of; a new draw must not put it off.
-	before := k.due(h)
-	if w := info.SuggestedWindow; k.window.renew.IsZero() || k.window.renew.Before(w.Start) || k.window.renew.After(w.End) {
-		k.window.renew = info.SelectedTime
-	}
-	if due := k.due(h); due.Before(before.Add(-lifetime(h) / 20)) {
-		attrs := []any{"name", k.name, "next_renewal", second(due)}
-		if info.ExplanationURL != "" {
-			attrs = append(attrs, "explanation", info.ExplanationURL)
-		}
-		k.log.Info("the CA wants an early renewal", attrs...)
-	}
 }
 
 // leaf is the certificate itself.
