@@ -156,13 +156,20 @@ func (m *Manager) accountKey(ctx context.Context, issuer *certmagic.ACMEIssuer, 
 // attempt is one try to get one certificate from one CA. It travels in the context of the calls that
 // it leads to.
 type attempt struct {
-	// needed is asked under the lock of the name, before anything is sent.
-	needed func(context.Context) error
+	wish
 
 	mu    sync.Mutex
 	end   context.CancelFunc
 	asked bool  // needed was: the certificate is not another process's
 	err   error // the first that was noted
+}
+
+// wish is what somebody wants of an attempt.
+type wish struct {
+	// needed is asked under the lock of the name, before anything is sent. An error ends the attempt.
+	needed func(context.Context) error
+	// accept is asked before a certificate takes the place of the one that is stored. An error keeps that.
+	accept func(*pair) error
 }
 
 type attemptKey struct{}
@@ -210,13 +217,13 @@ func onEvent(ctx context.Context, event string, data map[string]any) error {
 // issue obtains a certificate for name, once, and stores it; errRenewed if another process has done so.
 // First says that the attempt before this went well. After a failure the CA is not told what is
 // replaced: that is a courtesy, which it refuses if it does not know the old certificate as ours.
-func (a *authority) issue(ctx context.Context, name string, first bool, needed func(context.Context) error) error {
+func (a *authority) issue(ctx context.Context, name string, first bool, w wish) error {
 	if !first {
-		return a.try(ctx, a.anew, name, needed)
+		return a.try(ctx, a.anew, name, w)
 	}
-	err := a.try(ctx, a.certmagic, name, needed)
+	err := a.try(ctx, a.certmagic, name, w)
 	if refusesReplacement(err) {
-		err = a.try(ctx, a.anew, name, needed)
+		err = a.try(ctx, a.anew, name, w)
 	}
 	return err
 }
@@ -235,10 +242,10 @@ func refusesReplacement(err error) bool {
 	return problem.Type != acme.ProblemTypeRateLimited && strings.Contains(err.Error(), "creating new order")
 }
 
-func (a *authority) try(ctx context.Context, config *certmagic.Config, name string, needed func(context.Context) error) error {
+func (a *authority) try(ctx context.Context, config *certmagic.Config, name string, w wish) error {
 	begun, end := context.WithTimeoutCause(ctx, attemptTimeout, fmt.Errorf("not done after %v", attemptTimeout))
 	defer end()
-	this := &attempt{needed: needed, end: end}
+	this := &attempt{wish: w, end: end}
 	// Forced, because we decide when it is time. Where nothing is stored it obtains.
 	err := config.RenewCertAsync(context.WithValue(begun, attemptKey{}, this), name, true)
 	this.mu.Lock()

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -235,6 +237,38 @@ func (k *keeper) needed(ctx context.Context) error {
 // errRenewed says that another process was faster.
 var errRenewed = errors.New("renewed by another process")
 
+// accept keeps a certificate of no use from taking the place of a good one.
+func (k *keeper) accept(p *pair) error {
+	if err := isFor(p, k.name); err != nil {
+		return err
+	}
+	now := k.clock.now()
+	if h := k.held(); h == nil || now.Before(h.leaf().NotBefore) || now.After(h.leaf().NotAfter) {
+		return nil // nothing is lost
+	}
+	switch fix := "is the clock of this machine right, and that of the CA? the certificate in use stays"; {
+	case now.After(p.leaf().NotAfter):
+		return &Failure{Reason: "the new certificate is over already", Fix: fix, refused: true}
+	case now.Before(p.leaf().NotBefore.Add(-clockSkew)):
+		return &Failure{Reason: "the new certificate is not valid yet", Fix: fix, refused: true}
+	}
+	return nil
+}
+
+// clockSkew is how far the clock of a CA may be ahead.
+const clockSkew = time.Minute
+
+// isFor tells whether p is a certificate of name, which may be a wildcard.
+func isFor(p *pair, name string) error {
+	if slices.Contains(p.leaf().DNSNames, name) || !strings.HasPrefix(name, "*.") && p.leaf().VerifyHostname(name) == nil {
+		return nil
+	}
+	return &Failure{Reason: "the new certificate is not for " + name, Fix: "this is a fault of the CA: another can be named in acme-ca=", refused: true}
+}
+
+// always is a renewal that a person has asked for.
+func always(context.Context) error { return nil }
+
 // renew tries all CAs once, and leaves a line in the log.
 func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) error {
 	if err := k.checkDemand(ctx); err != nil {
@@ -252,7 +286,7 @@ func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) 
 			all = append(all, f)
 			continue
 		}
-		err := a.issue(ctx, k.name, k.failures == 0, needed)
+		err := a.issue(ctx, k.name, k.failures == 0, wish{needed, k.accept})
 		if errors.Is(err, errRenewed) {
 			k.load(ctx)
 			return k.succeeded()
@@ -391,7 +425,7 @@ func (k *keeper) obey(ctx context.Context, o order) error {
 		k.log.Warn("certificate revoked", "name", k.name, "serial", fmt.Sprintf("%x", h.leaf().SerialNumber))
 		k.revoked = true
 	}
-	err := k.renew(ctx, func(context.Context) error { return nil })
+	err := k.renew(ctx, always)
 	if err != nil && o.revoke {
 		return fmt.Errorf("revoked, but not replaced yet: %w", err)
 	}

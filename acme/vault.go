@@ -84,8 +84,15 @@ func (v *vault) Store(ctx context.Context, key string, value []byte) error {
 		return nil
 	}
 	all := bytes.Join([][]byte{parts[".key"], parts[".crt"], pem.EncodeToMemory(&pem.Block{Type: metadataBlock, Bytes: parts[".json"]})}, nil)
-	if _, err := parsePair(all); err != nil {
-		return fmt.Errorf("what the CA sent for %s: %w", path.Base(name), err)
+	p, err := parsePair(all)
+	if err != nil {
+		err = &Failure{Reason: "what the CA has sent is of no use: " + err.Error(), Fix: "this is a fault of the CA: another can be named in acme-ca=", refused: true, err: err}
+	} else if a := attemptOf(ctx); a != nil {
+		err = a.accept(p)
+	}
+	if err != nil {
+		attemptOf(ctx).note(err)
+		return err
 	}
 	v.keep(ctx, pairKey(name), all)
 	return nil
