@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/mholt/acmez/v3/acme"
 )
@@ -155,7 +156,7 @@ func (f *Failure) putOff(a *authority, status int) *Failure {
 	}
 	f.RetryAfter = a.notBefore(time.Now())
 	if at, ok := retryTime(f.Reason); ok {
-		f.RetryAfter = later(f.RetryAfter, at)
+		f.RetryAfter = later(f.RetryAfter, earlier(at, time.Now().Add(latestRetry)))
 	}
 	if !f.RetryAfter.IsZero() {
 		f.Fix = "rate-limited until " + f.RetryAfter.UTC().Format(time.RFC3339) + ": it is tried again then, by itself; further CAs in acme-ca= would be asked meanwhile"
@@ -224,7 +225,7 @@ func problemFix(ctx context.Context, name string, a *authority, p acme.Problem) 
 	case acme.ProblemTypeInvalidContact, acme.ProblemTypeUnsupportedContact:
 		return "the CA does not accept email="
 	case acme.ProblemTypeUserActionRequired:
-		return "the CA wants you to visit " + p.Instance
+		return "the CA wants you to visit " + plain(p.Instance)
 	case acme.ProblemTypeNamespace + "invalidProfile":
 		return "the CA does not know this profile=: its directory (acme-ca=) lists those that it has"
 	case acme.ProblemTypeBadCSR, acme.ProblemTypeBadPublicKey, acme.ProblemTypeBadSignatureAlgorithm:
@@ -294,13 +295,27 @@ func innermost(err error) string {
 }
 
 // tidy leaves out what says nothing to people, and what differs from one attempt to the next: certmagic's
-// steps, order URLs, tokens, the ports of a connection.
+// steps, order URLs, tokens, the ports of a connection. Others have had a part in it: what a terminal would
+// obey is left out too, and what nobody would read.
 func tidy(reason string) string {
-	reason = strings.Join(strings.Fields(reason), " ")
+	reason = plain(reason)
 	reason = certmagicText.ReplaceAllString(reason, "")
 	reason = tokenText.ReplaceAllString(reason, "$1…")
 	return portText.ReplaceAllString(reason, "$1->")
 }
+
+func plain(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if !unicode.IsSpace(r) && !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, strings.ToValidUTF8(text[:min(len(text), maxReason)], ""))
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// maxReason is many times what a CA has ever had to say, in bytes.
+const maxReason = 2000
 
 var (
 	certmagicText = regexp.MustCompile(`^\[[^\]]*\] |solving challenges: |presenting for challenge: | ?\((order|ca)=[^)]*\)`)

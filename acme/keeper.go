@@ -424,6 +424,10 @@ func (k *keeper) obey(ctx context.Context, o order) error {
 		}
 		k.log.Warn("certificate revoked", "name", k.name, "serial", fmt.Sprintf("%x", h.leaf().SerialNumber))
 		k.revoked = true
+		// Served it is until there is another, but not after a restart.
+		if err := k.storage.remove(ctx, pairName(h.from.issuer, k.name)); err != nil {
+			k.log.Error("the revoked certificate is still in the storage", "name", k.name, "error", err, "hint", storageFix(err))
+		}
 	}
 	err := k.renew(ctx, always)
 	if err != nil && o.revoke {

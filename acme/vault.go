@@ -94,7 +94,7 @@ func (v *vault) Store(ctx context.Context, key string, value []byte) error {
 		attemptOf(ctx).note(err)
 		return err
 	}
-	v.keep(ctx, pairKey(name), all)
+	v.keep(context.WithoutCancel(ctx), pairKey(name), all) // the CA has issued it: that we are to end does not undo it
 	return nil
 }
 
@@ -248,6 +248,16 @@ func plausible(key string, value []byte) error {
 	return nil
 }
 
+// remove forgets the certificate of that name.
+func (v *vault) remove(ctx context.Context, name string) error {
+	v.mu.Lock()
+	delete(v.unsaved, pairKey(name))
+	v.mu.Unlock()
+	limited, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	return v.Storage.Delete(limited, pairKey(name))
+}
+
 // Exists implements certmagic.Storage.
 func (v *vault) Exists(ctx context.Context, key string) bool {
 	if name, _, ok := partOfPair(key); ok {
@@ -312,6 +322,9 @@ func pairName(issuer *certmagic.ACMEIssuer, subject string) string {
 
 func pairKey(name string) string { return name + ".pem" }
 
+// maxChain is more than any CA needs; a chain of thousands fits into no handshake.
+const maxChain = 16
+
 var errPair = errors.New("key and certificate do not belong together")
 
 // parsePair reads what Store has written.
@@ -329,6 +342,9 @@ func parsePair(value []byte) (*pair, error) {
 			cert, err := x509.ParseCertificate(block.Bytes)
 			if err != nil {
 				return nil, err
+			}
+			if len(chain) == maxChain {
+				return nil, fmt.Errorf("it has more than %d certificates", maxChain)
 			}
 			p.chain, chain = append(p.chain, cert), append(chain, block.Bytes)
 			p.chainPEM = append(p.chainPEM, pem.EncodeToMemory(block)...)
