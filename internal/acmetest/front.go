@@ -122,11 +122,36 @@ func (f *front) finalize(w *recorder, r *http.Request) {
 	if certificate == nil {
 		return // a validity that Pebble could not make; it never tells
 	}
+	f.knowByDER(order)
 	f.useUp(order)
 	f.suggestRenewal(certificate.Cert)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.issued = append(f.issued, certificate.Cert)
+}
+
+// knowByDER lets Pebble find the order of a certificate that another replaces: it looks for the serial number
+// in hexadecimal as it is in DER, with a zero byte before a first bit of one, and keeps it without. That is
+// one certificate of 256.
+func (f *front) knowByDER(order *core.Order) {
+	order.RLock()
+	known := order.CertificateObject
+	order.RUnlock()
+	if serial := known.Cert.SerialNumber; serial.BitLen()%8 != 0 {
+		return
+	}
+	asDER := *known
+	asDER.ID = "00" + known.ID
+	use := func(c *core.Certificate) {
+		order.Lock()
+		defer order.Unlock()
+		order.CertificateObject = c
+	}
+	use(&asDER)
+	defer use(known)
+	if err := f.pebble.store.AddOrderByIssuedSerial(order); err != nil {
+		panic(err) // the order has a certificate
+	}
 }
 
 // useUp hides the order's authorizations from later orders: Pebble, told to reuse none, reuses one in a

@@ -42,6 +42,7 @@ type OCSP struct {
 	key      crypto.Signer
 	issuer   *x509.Certificate
 	validity time.Duration
+	ahead    time.Duration
 }
 
 // startOCSP starts a responder that serves nothing before use, for the URL must be known first.
@@ -72,6 +73,13 @@ func (o *OCSP) SetValidity(d time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.validity = d
+}
+
+// SetAhead sets the responder's clock ahead of ours, or behind it if d is negative.
+func (o *OCSP) SetAhead(d time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ahead = d
 }
 
 // Down makes connections refused until Up.
@@ -127,7 +135,7 @@ func readOCSP(r *http.Request) (*ocsp.Request, error) {
 
 func (o *OCSP) answer(request *ocsp.Request) ([]byte, error) {
 	o.mu.Lock()
-	store, key, issuer, validity := o.pebble.store, o.key, o.issuer, o.validity
+	store, key, issuer, validity, ahead := o.pebble.store, o.key, o.issuer, o.validity, o.ahead
 	o.mu.Unlock()
 
 	ours, err := isIssuer(request, issuer)
@@ -137,7 +145,7 @@ func (o *OCSP) answer(request *ocsp.Request) ([]byte, error) {
 	if !ours {
 		return ocsp.UnauthorizedErrorResponse, nil
 	}
-	now := time.Now().Truncate(time.Second)
+	now := time.Now().Add(ahead).Truncate(time.Second)
 	answer := ocsp.Response{
 		SerialNumber: request.SerialNumber,
 		Status:       ocsp.Good,
