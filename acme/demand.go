@@ -21,6 +21,7 @@ const (
 	maxAsking     = 1000            // names that wait for one
 	maxRefusals   = 10_000          // remembered
 	refusalLasts  = 5 * time.Minute // before the same name is asked about again
+	silenceLasts  = 5 * time.Second // the same, where there was no answer
 	decisionLimit = 5 * time.Second
 )
 
@@ -30,8 +31,11 @@ type demand struct {
 	refusals map[string]time.Time // name to the time when it may be asked about again
 	asking   map[string]chan struct{}
 	turns    chan struct{} // holds one for each decision that is being made
-	kept     int
+	silent   bool          // the last one that was asked for did not come
 }
+
+// ErrNotAllowed is what Config.Allow says no with. Any other error means that it could not decide.
+var ErrNotAllowed = errors.New("not allowed")
 
 // ErrUnknownName says that no certificate is kept for a name, and none is obtained on demand.
 var ErrUnknownName = errors.New("no certificate for this name")
@@ -46,7 +50,7 @@ func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
 		return nil, ErrUnknownName
 	}
 	for {
-		decided, err := m.asked.begin(name, m.clock.now())
+		decided, err := m.asked.begin(name, m.clock.now(), m.onDemandCount())
 		if err != nil {
 			return nil, err
 		}
@@ -69,10 +73,18 @@ func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
 	// Begun is finished: the decision counts for others, though this client may be gone.
 	limited, cancel := context.WithTimeout(context.WithoutCancel(hello.Context()), decisionLimit)
 	defer cancel()
-	if err := m.config.Allow(limited, name); err != nil {
-		m.log.Debug("no certificate on demand", "name", name, "error", err)
+	err = m.config.Allow(limited, name)
+	decided := err == nil || errors.Is(err, ErrNotAllowed)
+	m.reportSilence(!decided, err)
+	switch {
+	case err == nil:
+	case decided:
 		m.asked.end(name, m.clock.now().Add(refusalLasts))
 		return nil, fmt.Errorf("%w: %w", ErrUnknownName, err)
+	case m.hasStored(hello.Context(), name): // it was allowed once, and is asked about again before it is renewed
+	default:
+		m.asked.end(name, m.clock.now().Add(silenceLasts))
+		return nil, fmt.Errorf("nobody decides about this name: %w", err)
 	}
 	m.mu.Lock()
 	k := m.keepers[name]
@@ -80,6 +92,7 @@ func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
 		k = m.newKeeper(name)
 		k.demanded = true
 		m.keepers[name] = k
+		m.demands++
 		m.start(k)
 	}
 	m.mu.Unlock()
@@ -87,9 +100,50 @@ func (m *Manager) onDemand(hello *tls.ClientHelloInfo) (*keeper, error) {
 	return k, nil
 }
 
+func (m *Manager) onDemandCount() int {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.demands
+}
+
+// letGo keeps k no more.
+func (m *Manager) letGo(k *keeper) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.keepers, k.name)
+	m.demands--
+	close(k.gone)
+}
+
+// hasStored tells whether there is a certificate of name that is valid.
+func (m *Manager) hasStored(ctx context.Context, name string) bool {
+	now := m.clock.now()
+	for _, a := range m.authorities {
+		p, err := m.storage.loadPair(ctx, pairName(a.issuer, name))
+		if err == nil && now.After(p.leaf().NotBefore) && now.Before(p.leaf().NotAfter) {
+			return true
+		}
+	}
+	return false
+}
+
+// reportSilence says when decisions cease to come, and when they come again.
+func (m *Manager) reportSilence(silent bool, err error) {
+	m.asked.mu.Lock()
+	before := m.asked.silent
+	m.asked.silent = silent
+	m.asked.mu.Unlock()
+	switch {
+	case silent && !before:
+		m.log.Warn("on-demand does not answer: names that are new get no certificate", "error", err)
+	case before && !silent:
+		m.log.Info("on-demand answers again")
+	}
+}
+
 // begin returns a channel to wait for where somebody else decides about name, nil and nil where the
 // caller has to, and then calls end.
-func (d *demand) begin(name string, now time.Time) (decided <-chan struct{}, err error) {
+func (d *demand) begin(name string, now time.Time, kept int) (decided <-chan struct{}, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.asking == nil {
@@ -105,7 +159,7 @@ func (d *demand) begin(name string, now time.Time) (decided <-chan struct{}, err
 	if c := d.asking[name]; c != nil {
 		return c, nil
 	}
-	if len(d.asking) >= maxAsking || d.kept >= maxOnDemand {
+	if len(d.asking) >= maxAsking || kept >= maxOnDemand {
 		return nil, errors.New("too many names are asked for")
 	}
 	d.asking[name] = make(chan struct{})
@@ -136,7 +190,6 @@ func (d *demand) end(name string, again time.Time) {
 	close(d.asking[name])
 	delete(d.asking, name)
 	if again.IsZero() {
-		d.kept++
 		return
 	}
 	if len(d.refusals) >= maxRefusals {
@@ -150,20 +203,24 @@ func (d *demand) end(name string, again time.Time) {
 
 // checkDemand asks again before a certificate on demand is renewed: names come and go.
 func (k *keeper) checkDemand(ctx context.Context) error {
-	if !k.demanded || k.held() == nil {
-		return nil
+	if !k.demanded || k.held() == nil && k.failures == 0 {
+		return nil // it has been asked just now
 	}
 	limited, cancel := context.WithTimeout(ctx, decisionLimit)
 	defer cancel()
 	if err := k.config.Allow(limited, k.name); err != nil {
-		return fmt.Errorf("not allowed any more: %w", err)
+		if errors.Is(err, ErrNotAllowed) {
+			return fmt.Errorf("not any more: %w", err)
+		}
+		return fmt.Errorf("nobody decides about this name: %w", err)
 	}
 	return nil
 }
 
 // Ask makes Config.Allow of what a user wrote. An http or https URL is asked with ?domain=name and
 // allows with status 200; anything else is a program, with arguments separated by spaces, that is
-// called with the name as last argument and allows with exit status 0.
+// called with the name as last argument and allows with exit status 0. No answer in time, and a status
+// of 500 or more, is neither yes nor no.
 func Ask(spec string) (func(context.Context, string) error, error) {
 	if strings.HasPrefix(spec, "http://") || strings.HasPrefix(spec, "https://") {
 		return askURL(spec)
@@ -191,10 +248,13 @@ func askURL(spec string) (func(context.Context, string) error, error) {
 			return err
 		}
 		response.Body.Close()
-		if response.StatusCode != http.StatusOK {
+		switch {
+		case response.StatusCode == http.StatusOK:
+			return nil
+		case response.StatusCode >= 500:
 			return fmt.Errorf("%s answers with status %d", u.Host, response.StatusCode)
 		}
-		return nil
+		return fmt.Errorf("%w: %s answers with status %d", ErrNotAllowed, u.Host, response.StatusCode)
 	}, nil
 }
 
@@ -214,6 +274,9 @@ func askProgram(spec string) (func(context.Context, string) error, error) {
 		var said bytes.Buffer
 		cmd.Stderr = &limitedWriter{&said, 1 << 10}
 		if err := cmd.Run(); err != nil {
+			if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() > 0 {
+				err = fmt.Errorf("%w: %w", ErrNotAllowed, err)
+			}
 			if text := strings.TrimSpace(said.String()); text != "" {
 				return fmt.Errorf("%s: %w: %s", path, err, text)
 			}

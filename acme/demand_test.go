@@ -64,7 +64,7 @@ func TestOnDemandRefusals(t *testing.T) {
 	var asked atomic.Int32
 	m, ask := onDemand(t, func(_ context.Context, name string) error {
 		asked.Add(1)
-		return errors.New("no")
+		return ErrNotAllowed
 	})
 	for _, name := range []string{"a.test", "A.TEST", "a.test"} {
 		if err := ask(name); !errors.Is(err, ErrUnknownName) {
@@ -120,11 +120,11 @@ func TestOnDemandFlood(t *testing.T) {
 	var d demand
 	now := time.Now()
 	for i := range maxAsking {
-		if _, err := d.begin(fmt.Sprint(i), now); err != nil {
+		if _, err := d.begin(fmt.Sprint(i), now, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := d.begin("one more", now); err == nil {
+	if _, err := d.begin("one more", now, 0); err == nil {
 		t.Error("there is no limit to decisions at a time")
 	}
 	for i := range maxAsking {
@@ -132,7 +132,7 @@ func TestOnDemandFlood(t *testing.T) {
 	}
 	for i := range maxRefusals + 100 {
 		name := fmt.Sprintf("n%d", i)
-		if _, err := d.begin(name, now); err != nil {
+		if _, err := d.begin(name, now, 0); err != nil {
 			t.Fatal(err)
 		}
 		d.end(name, now.Add(refusalLasts))
@@ -142,10 +142,10 @@ func TestOnDemandFlood(t *testing.T) {
 	}
 	// After a while the same name may be asked about again.
 	last := fmt.Sprintf("n%d", maxRefusals+99)
-	if _, err := d.begin(last, now.Add(refusalLasts-time.Second)); !errors.Is(err, ErrUnknownName) {
+	if _, err := d.begin(last, now.Add(refusalLasts-time.Second), 0); !errors.Is(err, ErrUnknownName) {
 		t.Errorf("too early: %v", err)
 	}
-	if c, err := d.begin(last, now.Add(refusalLasts+time.Second)); c != nil || err != nil {
+	if c, err := d.begin(last, now.Add(refusalLasts+time.Second), 0); c != nil || err != nil {
 		t.Errorf("later: %v, %v", c, err)
 	}
 }

@@ -48,6 +48,7 @@ type keeper struct {
 	orders   chan order
 	ready    chan struct{} // closed when there is something to tell: a certificate or a failure
 	demanded bool          // not one of Config.Names
+	gone     chan struct{} // closed when it is not kept any more, which only happens to those on demand
 
 	// Of the goroutine alone.
 	failures   int
@@ -59,6 +60,7 @@ type keeper struct {
 	window     window
 	pulled     time.Time // when the CA's window last made us renew
 	revoked    bool      // the certificate in use has been revoked: replace it
+	dismissed  bool      // the name is not allowed any more, and nothing is left to serve
 
 	mu      sync.Mutex
 	current *held // what handshakes get; nil at first
@@ -82,7 +84,7 @@ type order struct {
 }
 
 func (m *Manager) newKeeper(name string) *keeper {
-	return &keeper{Manager: m, name: name, orders: make(chan order), ready: make(chan struct{}), putOff: make(map[*authority]*Failure)}
+	return &keeper{Manager: m, name: name, orders: make(chan order), ready: make(chan struct{}), gone: make(chan struct{}), putOff: make(map[*authority]*Failure)}
 }
 
 // get waits for the first certificate only where nothing is known yet, as when the program has just
@@ -125,7 +127,12 @@ func (k *keeper) held() *held {
 
 func (k *keeper) run(ctx context.Context) {
 	for {
-		timer := time.NewTimer(min(k.step(ctx), k.clock.look))
+		pause := min(k.step(ctx), k.clock.look)
+		if k.dismissed {
+			k.letGo(k)
+			return
+		}
+		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -163,6 +170,9 @@ func (k *keeper) step(ctx context.Context) time.Duration {
 	h = k.current
 	k.mu.Unlock()
 	if h != nil {
+		if k.storage.isUnsaved(pairName(h.from.issuer, k.name)) {
+			next = earlier(next, k.clock.now().Add(k.clock.unreached)) // a crash would lose it
+		}
 		next = earlier(next, k.stapleDue(h))
 		next = earlier(next, k.windowDue(h))
 	}
@@ -242,21 +252,19 @@ func (k *keeper) accept(p *pair) error {
 	if err := isFor(p, k.name); err != nil {
 		return err
 	}
-	now := k.clock.now()
-	if h := k.held(); h == nil || now.Before(h.leaf().NotBefore) || now.After(h.leaf().NotAfter) {
+	now, h := k.clock.now(), k.held()
+	if h == nil || now.Before(h.leaf().NotBefore) || now.After(h.leaf().NotAfter) {
 		return nil // nothing is lost
 	}
 	switch fix := "is the clock of this machine right, and that of the CA? the certificate in use stays"; {
 	case now.After(p.leaf().NotAfter):
 		return &Failure{Reason: "the new certificate is over already", Fix: fix, refused: true}
-	case now.Before(p.leaf().NotBefore.Add(-clockSkew)):
-		return &Failure{Reason: "the new certificate is not valid yet", Fix: fix, refused: true}
+	case p.leaf().NotBefore.After(h.leaf().NotAfter):
+		// One that begins sooner is taken: rather is our clock behind, which clients do not care about.
+		return &Failure{Reason: "the new certificate is not valid yet when the one in use ends", Fix: fix, refused: true}
 	}
 	return nil
 }
-
-// clockSkew is how far the clock of a CA may be ahead.
-const clockSkew = time.Minute
 
 // isFor tells whether p is a certificate of name, which may be a wildcard.
 func isFor(p *pair, name string) error {
@@ -272,6 +280,8 @@ func always(context.Context) error { return nil }
 // renew tries all CAs once, and leaves a line in the log.
 func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) error {
 	if err := k.checkDemand(ctx); err != nil {
+		h := k.held()
+		k.dismissed = errors.Is(err, ErrNotAllowed) && (h == nil || h.leaf().NotAfter.Before(k.clock.now()))
 		return k.failed(explain(ctx, k.name, nil, err), true)
 	}
 	select {
@@ -425,7 +435,7 @@ func (k *keeper) obey(ctx context.Context, o order) error {
 		k.log.Warn("certificate revoked", "name", k.name, "serial", fmt.Sprintf("%x", h.leaf().SerialNumber))
 		k.revoked = true
 		// Served it is until there is another, but not after a restart.
-		if err := k.storage.remove(ctx, pairName(h.from.issuer, k.name)); err != nil {
+		if err := k.forget(ctx, h); err != nil {
 			k.log.Error("the revoked certificate is still in the storage", "name", k.name, "error", err, "hint", storageFix(err))
 		}
 	}
@@ -434,6 +444,26 @@ func (k *keeper) obey(ctx context.Context, o order) error {
 		return fmt.Errorf("revoked, but not replaced yet: %w", err)
 	}
 	return err
+}
+
+// forget removes h from the storage. Whoever renews it just now is let finish: what he stores is another.
+func (k *keeper) forget(ctx context.Context, h *held) error {
+	limited, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	lock := "issue_cert_" + k.name
+	if err := k.storage.Lock(limited, lock); err != nil {
+		return err
+	}
+	defer k.storage.Unlock(context.WithoutCancel(ctx), lock)
+	name := pairName(h.from.issuer, k.name)
+	p, err := k.storage.loadPair(limited, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || !p.leaf().Equal(h.leaf()) {
+		return err
+	}
+	return k.storage.remove(limited, name)
 }
 
 // leaf is the certificate itself.

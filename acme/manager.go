@@ -71,6 +71,7 @@ type Manager struct {
 	cache       *certmagic.Cache // stays empty; a certmagic.Config needs one
 	taken       net.Listener     // keeps certmagic from listening; see occupy
 	attempts    chan struct{}    // holds one for each attempt that runs
+	lookups     chan struct{}    // holds one for each challenge that is looked for in the storage
 	clock       clock
 	asked       demand
 
@@ -78,12 +79,15 @@ type Manager struct {
 	ctx     context.Context // of Run; nil before and after
 	wait    sync.WaitGroup  // for keepers
 	keepers map[string]*keeper
+	demands int // keepers on demand
 }
 
 const (
 	// A CA takes seconds; the rest is for DNS to spread and for a busy storage.
 	attemptTimeout = 10 * time.Minute
 	parallel       = 8
+	// Strangers cause these; a storage that hangs must not make them many.
+	maxLookups = 16
 )
 
 // New checks c. Nothing is sent, loaded or stored before Run. Its errors are what a user got wrong:
@@ -111,6 +115,7 @@ func open(c Config) (*Manager, error) {
 		config:   c,
 		log:      cmp.Or(c.Log, slog.New(slog.DiscardHandler)),
 		attempts: make(chan struct{}, parallel),
+		lookups:  make(chan struct{}, maxLookups),
 		clock:    standardClock,
 		keepers:  make(map[string]*keeper),
 	}
@@ -235,6 +240,11 @@ func (m *Manager) challengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certifi
 	if hello.ServerName == "" {
 		return nil, errors.New("a TLS-ALPN-01 probe without a name")
 	}
+	done, ok := m.lookUp(hello.ServerName)
+	if !ok {
+		return nil, errBusy
+	}
+	defer done()
 	var errs []error
 	for _, a := range m.authorities {
 		cert, err := a.certmagic.GetCertificateWithContext(hello.Context(), hello)
@@ -246,12 +256,45 @@ func (m *Manager) challengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certifi
 	return nil, errors.Join(errs...)
 }
 
+var errBusy = errors.New("too many challenges are looked for in the storage")
+
+// lookUp takes a place for a look into the storage, if the challenge of name is not our own, and tells
+// whether there was one. Done gives it back.
+func (m *Manager) lookUp(name string) (done func(), ok bool) {
+	if _, ours := certmagic.GetACMEChallenge(name); ours {
+		return func() {}, true
+	}
+	select {
+	case m.lookups <- struct{}{}:
+		return func() { <-m.lookups }, true
+	default:
+		return nil, false
+	}
+}
+
 // HTTPHandler answers HTTP-01 challenges and leaves all other requests to next.
 func (m *Manager) HTTPHandler(next http.Handler) http.Handler {
+	challenges := next
 	for _, a := range slices.Backward(m.authorities) {
-		next = a.issuer.HTTPChallengeHandler(next)
+		challenges = a.issuer.HTTPChallengeHandler(challenges)
 	}
-	return next
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !certmagic.LooksLikeHTTPChallenge(r) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		host, _, err := net.SplitHostPort(r.Host)
+		if err != nil {
+			host = r.Host
+		}
+		done, ok := m.lookUp(host)
+		if !ok {
+			http.Error(w, errBusy.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		defer done()
+		challenges.ServeHTTP(w, r)
+	})
 }
 
 // Status is what is known of one certificate.
@@ -309,6 +352,8 @@ func (m *Manager) order(ctx context.Context, name string, o order) error {
 	o.done = make(chan error, 1)
 	select {
 	case k.orders <- o:
+	case <-k.gone:
+		return &ConfigError{Problem: fmt.Sprintf("no certificate is kept for %q any more", name), Fix: "raimons certs list shows all names"}
 	case <-ctx.Done():
 		return ctx.Err()
 	}

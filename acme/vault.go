@@ -123,13 +123,37 @@ func (v *vault) save(ctx context.Context, name string) {
 	if value == nil {
 		return
 	}
-	if v.store(ctx, key, value) != nil {
+	if !v.isNewer(ctx, key, value) { // another process had room before us
+		v.log.Info("another process has stored a newer certificate", "file", key)
+	} else if v.store(ctx, key, value) != nil {
 		return
+	} else {
+		v.log.Info("certificate stored", "file", key)
 	}
-	v.log.Info("certificate stored", "file", key)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.unsaved, key)
+}
+
+// isNewer tells whether value is a newer certificate than the one that is stored.
+func (v *vault) isNewer(ctx context.Context, key string, value []byte) bool {
+	ours, err := parsePair(value)
+	if err != nil {
+		return false
+	}
+	var stored *pair
+	_, err = v.load(ctx, key, func(_ string, value []byte) (err error) {
+		stored, err = parsePair(value)
+		return err
+	})
+	return err != nil || !stored.leaf().NotBefore.After(ours.leaf().NotBefore)
+}
+
+// isUnsaved tells whether the certificate of that name is in memory alone.
+func (v *vault) isUnsaved(name string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.unsaved[pairKey(name)] != nil
 }
 
 func (v *vault) store(ctx context.Context, key string, value []byte) error {

@@ -29,6 +29,7 @@ const (
 
 // ServeHTTP implements http.Handler: 308 to the same host and path. A request that names no usable host is refused.
 func (r *Redirect) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	w.Header().Set("Connection", "close")
 	host := request.Host
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -47,7 +48,6 @@ func (r *Redirect) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	if !strings.HasPrefix(target, "/") {
 		target = "/" // CONNECT
 	}
-	w.Header().Set("Connection", "close")
 	http.Redirect(w, request, "https://"+host+target, http.StatusPermanentRedirect)
 }
 

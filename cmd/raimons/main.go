@@ -97,7 +97,7 @@ func awaitAll(running *sync.WaitGroup, log *slog.Logger) {
 	select {
 	case <-ended:
 	case <-time.After(stopTimeout):
-		log.Warn("ended without waiting for the storage or the CA any longer", "waited", stopTimeout.String())
+		log.Warn("ended without waiting any longer for the storage, the CA or dns=", "waited", stopTimeout.String())
 	}
 }
 

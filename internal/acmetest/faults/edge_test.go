@@ -58,7 +58,7 @@ type edge struct {
 
 var (
 	tunnelListens = regexp.MustCompile(`"listening","address":"([^"]+)","target"`)
-	httpListens   = regexp.MustCompile(`"listening for http","address":"([^"]+)","for":"HTTP-01`)
+	httpListens   = regexp.MustCompile(`"listening for http","address":"([^"]+)"`)
 )
 
 // start returns when the edge listens.

