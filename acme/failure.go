@@ -118,7 +118,7 @@ func explain(ctx context.Context, name string, a *authority, err error) *Failure
 		f.refused = true
 		f.Fix = "the CA does not know this profile=: leave it away, or use one of those that it has"
 	case errors.As(err, &dns):
-		f.Reason = dns.Error()
+		f.Reason = tidy(dns.Error())
 		f.Fix = "this machine cannot look up the CA's name: check its DNS and its way to the network"
 	case errors.As(err, &authority):
 		f.Reason = host + ": " + authority.Error()

@@ -325,7 +325,8 @@ func (m *Manager) Status() []Status {
 	return all
 }
 
-// Renew replaces the certificate of name now, and returns when that has been done or has gone wrong.
+// Renew replaces the certificate of name now, and returns when that has been done or has gone wrong. While
+// Run does not run it waits until ctx ends, as Revoke and Reload do.
 func (m *Manager) Renew(ctx context.Context, name string) error {
 	return m.order(ctx, name, order{})
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,8 +24,12 @@ import (
 func renewHere(ctx context.Context, job *command.Job, name string) error {
 	o := job.Options
 	if !o.TLS || len(o.ACME) == 0 && o.OnDemand == "" {
+		dns := ""
+		if strings.HasPrefix(name, "*.") {
+			dns = ";dns=..."
+		}
 		return &command.ConfigError{Err: fmt.Errorf("no running edge keeps %s, and the options do not say how to obtain it", name),
-			Fix: fmt.Sprintf("start the edge, or give its options: raimons certs renew %s 'tls;acme=%s'", name, name)}
+			Fix: fmt.Sprintf("start the edge, or give its options: raimons certs renew '%s' 'tls;acme=%s%s'", name, name, dns)}
 	}
 	config, err := acmeConfig(job)
 	if err != nil {

@@ -170,7 +170,7 @@ var table = []option{
 	},
 	{
 		key: "servername", arg: "<name>", sides: server, group: "Certificates", needs: "tls", optional: true,
-		help: "make a self-signed certificate for this name; cert and key win where both are given",
+		help: "make a self-signed certificate for this name; cert and key win for the names that they have",
 		set:  func(o *Options, v string) error { return setServerName(&o.ServerName, v) },
 	},
 	{

@@ -123,7 +123,7 @@ func TestOnDemandUndecided(t *testing.T) {
 	for _, spec := range []string{"http://" + nobody, file(t, "may.sh", "#!/bin/sh\nkill -9 $$\n")} {
 		e := start(t, ca, "on-demand="+spec)
 		ca.TLSALPN01.To(e.tunnels)
-		e.wantAlert(t, "a.test", unknownName)
+		e.wantAlert(t, "a.test", notYet)
 	}
 	if n := ca.Requests(); n != 0 {
 		t.Errorf("%d requests to the CA, want none", n)
