@@ -1,7 +1,6 @@
 package acme
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"raimon/internal/program"
 )
 
 // On demand anybody can make us ask for anything, so all of it is bounded.
@@ -218,7 +219,7 @@ func (k *keeper) checkDemand(ctx context.Context) error {
 }
 
 // Ask makes Config.Allow of what a user wrote. An http or https URL is asked with ?domain=name and
-// allows with status 200; anything else is a program, with arguments separated by spaces, that is
+// allows with status 200; anything else is a program, with arguments separated by blanks, that is
 // called with the name as last argument and allows with exit status 0. No answer in time, and a status
 // of 500 or more, is neither yes nor no.
 func Ask(spec string) (func(context.Context, string) error, error) {
@@ -259,42 +260,22 @@ func askURL(spec string) (func(context.Context, string) error, error) {
 }
 
 func askProgram(spec string) (func(context.Context, string) error, error) {
-	words := strings.Fields(spec)
-	if len(words) == 0 {
-		return nil, &ConfigError{Field: "Allow", Problem: "it is empty", Fix: "write on-demand=http://127.0.0.1:8000/allowed, or the path of a program"}
-	}
-	path, err := exec.LookPath(words[0])
+	p, err := program.Open(spec)
 	if err != nil {
-		return nil, &ConfigError{Field: "Allow", Problem: err.Error(), Fix: "on-demand= names a URL, or a program that may be run"}
+		return nil, &ConfigError{Field: "Allow", Problem: err.Error(), Fix: "on-demand= names a URL such as http://127.0.0.1:8000/allowed, or a program that may be run"}
 	}
 	return func(ctx context.Context, name string) error {
 		// A name has been checked: it begins with a letter or a digit, and is no flag.
-		cmd := exec.CommandContext(ctx, path, append(words[1:len(words):len(words)], name)...)
-		cmd.WaitDelay = time.Second
-		var said bytes.Buffer
-		cmd.Stderr = &limitedWriter{&said, 1 << 10}
-		if err := cmd.Run(); err != nil {
-			if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() > 0 {
-				err = fmt.Errorf("%w: %w", ErrNotAllowed, err)
-			}
-			if text := strings.TrimSpace(said.String()); text != "" {
-				return fmt.Errorf("%s: %w: %s", path, err, text)
-			}
-			return fmt.Errorf("%s: %w", path, err)
+		output, err := p.Run(ctx, name)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() > 0 {
+			err = fmt.Errorf("%w: %w", ErrNotAllowed, err)
+		}
+		if output != "" {
+			err = fmt.Errorf("%w: %s", err, output)
+		}
+		return fmt.Errorf("%s: %w", p.Path, err)
 	}, nil
-}
-
-// limitedWriter forgets what is too much.
-type limitedWriter struct {
-	b    *bytes.Buffer
-	room int
-}
-
-func (w *limitedWriter) Write(p []byte) (int, error) {
-	n := min(len(p), w.room)
-	w.b.Write(p[:n])
-	w.room -= n
-	return len(p), nil
 }

@@ -98,7 +98,7 @@ func open(spec string, log *slog.Logger) (provider, error) {
 	kind, rest, _ := strings.Cut(spec, ":")
 	switch kind {
 	case "exec":
-		return openProgram(rest, log)
+		return openHook(rest, log)
 	case "rfc2136":
 		return openServer(rest, log)
 	case "acme-dns":
