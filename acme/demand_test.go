@@ -31,6 +31,7 @@ func onDemand(t *testing.T, allow func(context.Context, string) error) (m *Manag
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.clock.unreached, m.clock.lastUnreached = 10*time.Millisecond, 10*time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
@@ -112,6 +113,44 @@ func TestOnDemandDecidesOnce(t *testing.T) {
 	}
 	if status := m.Status(); len(status) != 1 || status[0].Name != "a.test" || status[0].LastError == "" {
 		t.Errorf("status %+v", status)
+	}
+}
+
+// A name that is not allowed any more, and has no certificate, is forgotten.
+func TestOnDemandLetsGo(t *testing.T) {
+	var refused atomic.Bool
+	m, ask := onDemand(t, func(context.Context, string) error {
+		if refused.Load() {
+			return ErrNotAllowed
+		}
+		return nil
+	})
+	if err := ask("a.test"); err == nil || errors.Is(err, ErrUnknownName) {
+		t.Errorf("got %v, want the reason why there is no certificate yet", err)
+	}
+	refused.Store(true)
+	for end := time.Now().Add(20 * time.Second); len(m.Status()) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it is still kept: %+v", m.Status())
+		}
+	}
+	if n := m.onDemandCount(); n != 0 {
+		t.Errorf("%d names are counted", n)
+	}
+	if err := ask("a.test"); !errors.Is(err, ErrUnknownName) {
+		t.Errorf("later: %v", err)
+	}
+}
+
+// Where nobody decides, that is not a no: the next client may be luckier.
+func TestOnDemandSilence(t *testing.T) {
+	var asked atomic.Int32
+	_, ask := onDemand(t, func(context.Context, string) error { asked.Add(1); return errors.New("down") })
+	if err := ask("a.test"); err == nil || errors.Is(err, ErrUnknownName) {
+		t.Errorf("got %v", err)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
 	}
 }
 
