@@ -145,12 +145,23 @@ func TestOnDemandLetsGo(t *testing.T) {
 // Where nobody decides, that is not a no: the next client may be luckier.
 func TestOnDemandSilence(t *testing.T) {
 	var asked atomic.Int32
-	_, ask := onDemand(t, func(context.Context, string) error { asked.Add(1); return errors.New("down") })
+	m, ask := onDemand(t, func(context.Context, string) error { asked.Add(1); return errors.New("down") })
 	if err := ask("a.test"); err == nil || errors.Is(err, ErrUnknownName) {
 		t.Errorf("got %v", err)
 	}
 	if n := asked.Load(); n != 1 {
 		t.Errorf("asked %d times", n)
+	}
+	// One that was allowed before, and has a certificate, is served.
+	key, chain := keyAndChain(t, "b.test")
+	name := pairName(m.authorities[0].issuer, "b.test")
+	for extension, value := range map[string][]byte{".key": key, ".crt": chain, ".json": []byte("{}")} {
+		if err := m.storage.Store(t.Context(), name+extension, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ask("b.test"); err != nil {
+		t.Error(err)
 	}
 }
 
