@@ -73,6 +73,44 @@ esac
 	e.wantQuiet(t)
 }
 
+// Pebble's own DNS server for tests, challtestsrv, is told by the hook and asked by the CA.
+func TestDNSExecChalltestsrv(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip(err)
+	}
+	server := filepath.Join(t.TempDir(), "challtestsrv")
+	if out, err := exec.Command("go", "build", "-o", server, "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	dns, management := "127.0.0.1:"+tunneltest.FreePort(), "127.0.0.1:"+tunneltest.FreePort()
+	cmd := exec.Command(server, "-dnsserver", dns, "-management", management, "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "", "-defaultIPv6", "")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	for _, address := range []string{dns, management} {
+		eventually(t, func() error {
+			c, err := net.Dial("tcp", address)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+	}
+	hook := file(t, "hook.sh", `#!/bin/sh
+set -eu
+case $1 in
+present) curl -fsS -d "{\"host\": \"$2\", \"value\": \"$3\"}" http://`+management+`/set-txt ;;
+cleanup) curl -fsS -d "{\"host\": \"$2\"}" http://`+management+`/clear-txt ;;
+esac
+`)
+	ca := acmetest.New(t, acmetest.Config{Resolver: dns})
+	e := start(t, ca, "acme=*.example.test;dns=exec:"+hook)
+	e.shows(t, ca, "www.example.test")
+	e.wantQuiet(t)
+}
+
 // What the hook says is in the log, so that one finds out why there is no certificate.
 func TestDNSExecFails(t *testing.T) {
 	t.Parallel()
