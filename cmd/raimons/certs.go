@@ -208,7 +208,7 @@ func askEdges(ctx context.Context, job *command.Job, edges []*control.Edge, name
 	if job.Action == "revoke" {
 		ask, did = first.Revoke, "revoked and replaced"
 	}
-	job.Log.Info("asking the edge", "pid", first.PID, "name", name)
+	job.Log.Debug("asking the edge", "pid", first.PID, "name", name)
 	s, err := ask(ctx, name)
 	if err != nil {
 		return err
