@@ -33,8 +33,8 @@ separated by ';', so put quotes around them. Without options it carries plain tc
     raimons :443 127.0.0.1:22 'ws;host=edge.example.com;path=/ws;tls;cert=fullchain.pem;key=privkey.pem'
     raimons :443 127.0.0.1:22 'tls;servername=edge.example.com'
 
-With acme it obtains a certificate from Let's Encrypt, by itself, and renews it; ports 443 and 80
-have to be reachable from the internet, and by using it you agree to the CA's terms. With ws,
+With acme it obtains a certificate from Let's Encrypt, by itself, and renews it; port 443 or port 80
+has to be reachable from the internet, and by using it you agree to the CA's terms. With ws,
 everybody who does not ask for the tunnel meets an ordinary web server.
 It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as plugin_opts.
 
