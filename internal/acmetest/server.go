@@ -99,6 +99,21 @@ func (s *server) close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	s.busy.Wait()
-	return err
+	ended := make(chan struct{})
+	go func() {
+		s.busy.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return err
+	case <-time.After(closeLimit):
+		return errors.Join(err, errStuck)
+	}
 }
+
+// closeLimit is how long close waits for handlers. Pebble may lock itself up for good: a validation takes
+// the authorization first and then its challenge, who asks for the challenge the other way round.
+const closeLimit = 20 * time.Second
+
+var errStuck = errors.New("requests are being answered for ever")
