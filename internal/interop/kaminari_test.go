@@ -178,13 +178,12 @@ func TestKaminariDamagesMasked(t *testing.T) {
 		}
 		t.Run("client "+mask, func(t *testing.T) {
 			t.Parallel()
-			const n = 8 * megabyte
-			edge, result, _ := maskReader(t, n)
-			c := dial(t, startKaminari(t, "kaminaric", edge, option+";mask="+mask), "")
-			sent := flow(c, n-1, false)
-			damaged(t, awaitMasked(t, result, n))
-			c.Close()
-			<-sent
+			// It takes a write that the kernel does not want, which a fast machine may get around.
+			var err error
+			for try := 0; err == nil && (try == 0 || mask != "skip" && try < 10); try++ {
+				err = maskedFlood(t, option+";mask="+mask)
+			}
+			damaged(t, err)
 		})
 		t.Run("server "+mask, func(t *testing.T) {
 			t.Parallel()
@@ -192,6 +191,20 @@ func TestKaminariDamagesMasked(t *testing.T) {
 			damaged(t, oneSplitFrame(edge, mask))
 		})
 	}
+}
+
+// maskedFlood sends more through kaminaric than a reader with little room takes at once.
+func maskedFlood(t testing.TB, option string) error {
+	t.Helper()
+	const n = 8 * megabyte
+	edge, result, _ := maskReader(t, n)
+	c := dial(t, startKaminari(t, "kaminaric", edge, option), "")
+	defer c.Close()
+	sent := flow(c, n-1, false)
+	err := awaitMasked(t, result, n)
+	c.Close()
+	<-sent
+	return err
 }
 
 // oneSplitFrame sends a frame to an echo target whose second half the server reads apart from the first.
@@ -269,6 +282,7 @@ func maskReader(t testing.TB, n int) (address string, result chan string, keys m
 	result = make(chan string, 1)
 	keys = make(map[[4]byte]int)
 	address = tunneltest.Serve(t, func(c *net.TCPConn) {
+		c.SetReadBuffer(64 << 10) // without it the kernel takes megabytes, and the sender never waits
 		if _, err := ws.Upgrade(c); err != nil {
 			return
 		}
