@@ -19,6 +19,8 @@ import (
 	"syscall"
 
 	"github.com/caddyserver/certmagic"
+
+	"raimon/internal/ownership"
 )
 
 // File keeps each value in a file below Root. It is safe for use by many goroutines, and by many
@@ -364,7 +366,7 @@ func createFile(root *os.Root, name string) (*os.File, error) {
 			return nil, err
 		}
 	}
-	if err := giveToOwner(root, name); err != nil {
+	if err := ownership.Inherit(root, name); err != nil {
 		file.Close()
 		return nil, err
 	}
@@ -393,7 +395,7 @@ func makeFolder(root *os.Root, name string) error {
 	if err := root.Chmod(name, folderMode); err != nil { // the umask may have taken bits away
 		return err
 	}
-	return giveToOwner(root, name)
+	return ownership.Inherit(root, name)
 }
 
 // sweep removes what those who were killed have left in folder: files that nobody has locked, of

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,22 +51,6 @@ func syncFolder(root *os.Root, folder string) error {
 		return nil // some network and FUSE file systems have no such thing for folders
 	}
 	return err
-}
-
-// giveToOwner makes what root has just created belong to the owner of its folder.
-func giveToOwner(root *os.Root, name string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	folder, err := root.Stat(path.Dir(name))
-	if err != nil {
-		return err
-	}
-	stat, ok := folder.Sys().(*syscall.Stat_t)
-	if !ok || stat.Uid == 0 {
-		return nil
-	}
-	return root.Lchown(name, int(stat.Uid), int(stat.Gid))
 }
 
 // closeToOthers takes a value's mode back to 0600, if it is ours to change: a backup that was

@@ -34,7 +34,4 @@ func lockFile(file *os.File) error {
 // NTFS keeps a journal of names; there is no way to wait for it.
 func syncFolder(*os.Root, string) error { return nil }
 
-// Who may read a file comes from its folder here.
-func giveToOwner(*os.Root, string) error { return nil }
-
 func closeToOthers(*os.Root, string, fs.FileInfo) {}

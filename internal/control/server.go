@@ -24,6 +24,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"raimon/acme"
+	"raimon/internal/ownership"
 )
 
 // Manager is what an edge is asked for; see acme.Manager.
@@ -142,7 +143,7 @@ func makeFolder(root string) error {
 	if err := private(opened, folderName, info, folderMode); err != nil {
 		return err
 	}
-	return giveToOwner(opened, folderName)
+	return ownership.Inherit(opened, folderName)
 }
 
 // protect closes the new socket to others; until now the folder did that alone.
@@ -160,7 +161,7 @@ func protect(root, name string) error {
 	if err := private(opened, name, info, socketMode); err != nil {
 		return err
 	}
-	return giveToOwner(opened, name)
+	return ownership.Inherit(opened, name)
 }
 
 // sweep removes the sockets of those who were killed.
