@@ -3,7 +3,6 @@ package acme
 import (
 	"cmp"
 	"context"
-	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -297,9 +296,4 @@ func (a *authority) revoke(ctx context.Context, p *pair) error {
 		return nil
 	}
 	return err
-}
-
-// publicKey is a key that can be compared.
-type publicKey interface {
-	Equal(crypto.PublicKey) bool
 }

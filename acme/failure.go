@@ -49,6 +49,9 @@ func (f *Failure) Error() string { return f.Reason }
 func (f *Failure) Hint() string  { return f.Fix }
 func (f *Failure) Unwrap() error { return f.err }
 
+// faultOfCA is what to do about a CA that sends what it should not.
+const faultOfCA = "this is a fault of the CA: another can be named in acme-ca="
+
 // same tells whether f and another failure are the same for people.
 func (f *Failure) same(reason string) bool {
 	return varying.ReplaceAllString(f.Reason, "#") == varying.ReplaceAllString(reason, "#")

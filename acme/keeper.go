@@ -271,7 +271,7 @@ func isFor(p *pair, name string) error {
 	if slices.Contains(p.leaf().DNSNames, name) || !strings.HasPrefix(name, "*.") && p.leaf().VerifyHostname(name) == nil {
 		return nil
 	}
-	return &Failure{Reason: "the new certificate is not for " + name, Fix: "this is a fault of the CA: another can be named in acme-ca=", refused: true}
+	return &Failure{Reason: "the new certificate is not for " + name, Fix: faultOfCA, refused: true}
 }
 
 // always is a renewal that a person has asked for.
@@ -450,7 +450,7 @@ func (k *keeper) obey(ctx context.Context, o order) error {
 func (k *keeper) forget(ctx context.Context, h *held) error {
 	limited, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	lock := "issue_cert_" + k.name
+	lock := issueLock(k.name)
 	if err := k.storage.Lock(limited, lock); err != nil {
 		return err
 	}

@@ -28,8 +28,9 @@ type Config struct {
 	// Names are DNS names, wildcards and IP addresses; each gets a certificate of its own.
 	// ParseName makes them.
 	Names []string
-	// Allow decides on names beside Names, in the handshake that asks for one: nil means yes. It must
-	// be safe for many goroutines. A nil Allow allows no other names.
+	// Allow decides on names beside Names, in the handshake that asks for one: no error means yes,
+	// ErrNotAllowed no, any other that nobody has decided. It must be safe for many goroutines. Without
+	// Allow there are no other names.
 	Allow func(ctx context.Context, name string) error
 
 	// CAs are tried in order; none means Let's Encrypt.
@@ -60,6 +61,8 @@ type Storage interface {
 	certmagic.Storage
 	certmagic.TryLocker
 	certmagic.LockLeaseRenewer
+	// SetAside moves what is of no use out of the way, and tells where to.
+	SetAside(ctx context.Context, key string) (aside string, err error)
 }
 
 // Manager keeps certificates. Make it with New, and let Run run as long as its other methods are used.
@@ -157,8 +160,7 @@ func occupy() (net.Listener, error) {
 
 // Run obtains and renews until ctx ends, and then lets go of what it holds in the storage.
 func (m *Manager) Run(ctx context.Context) error {
-	defer m.taken.Close()
-	defer m.cache.Stop()
+	defer m.close()
 	m.mu.Lock()
 	m.ctx = ctx
 	for _, k := range m.keepers {
@@ -185,7 +187,7 @@ func (m *Manager) start(k *keeper) {
 // the client dialed, else of the first of Names. A name that m does not keep is an ErrUnknownName; the
 // error is a *Failure where the certificate could not be obtained so far.
 func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acmez.ACMETLS1Protocol {
+	if IsProbe(hello) {
 		return m.challengeCertificate(hello)
 	}
 	k := m.find(m.helloName(hello))
@@ -196,6 +198,11 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 		}
 	}
 	return k.get(hello.Context())
+}
+
+// IsProbe tells whether hello is that of a CA which looks for the answer to TLS-ALPN-01 (RFC 8737, section 3).
+func IsProbe(hello *tls.ClientHelloInfo) bool {
+	return len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acmez.ACMETLS1Protocol
 }
 
 // Has tells whether name is one of those that m keeps, or is covered by one.

@@ -59,10 +59,7 @@ func (m *Manager) obtain(ctx context.Context, a *authority, name string) (*pair,
 	if err := a.issue(ctx, name, false, wish{always, func(p *pair) error { return isFor(p, name) }}); err != nil {
 		return nil, err
 	}
-	m.storage.mu.Lock()
-	unsaved := m.storage.unsaved[pairKey(pairName(a.issuer, name))] != nil
-	m.storage.mu.Unlock()
-	if unsaved {
+	if m.storage.isUnsaved(pairName(a.issuer, name)) {
 		return nil, &Failure{Reason: "the certificate was obtained, but the storage did not take it: it is lost",
 			Fix: "the log above says why; a CA gives only a few certificates a week for the same names"}
 	}
@@ -89,7 +86,7 @@ func RevokeStored(ctx context.Context, c Config, name string) (Status, error) {
 	}
 	defer m.close()
 	// Whoever renews it just now is let finish: what he stores is another one, which must stay.
-	lock := "issue_cert_" + name
+	lock := issueLock(name)
 	if err := m.storage.Lock(ctx, lock); err != nil {
 		return Status{}, err
 	}
@@ -130,8 +127,6 @@ type stored struct {
 	pair   *pair // nil if it is damaged
 	damage error
 }
-
-const pairExtension = ".pem"
 
 func storedCertificates(ctx context.Context, s Storage) ([]*stored, error) {
 	limited, cancel := context.WithTimeout(ctx, storageTimeout)

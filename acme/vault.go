@@ -86,7 +86,7 @@ func (v *vault) Store(ctx context.Context, key string, value []byte) error {
 	all := bytes.Join([][]byte{parts[".key"], parts[".crt"], pem.EncodeToMemory(&pem.Block{Type: metadataBlock, Bytes: parts[".json"]})}, nil)
 	p, err := parsePair(all)
 	if err != nil {
-		err = &Failure{Reason: "what the CA has sent is of no use: " + err.Error(), Fix: "this is a fault of the CA: another can be named in acme-ca=", refused: true, err: err}
+		err = &Failure{Reason: "what the CA has sent is of no use: " + err.Error(), Fix: faultOfCA, refused: true, err: err}
 	} else if a := attemptOf(ctx); a != nil {
 		err = a.accept(p)
 	}
@@ -141,11 +141,7 @@ func (v *vault) isNewer(ctx context.Context, key string, value []byte) bool {
 	if err != nil {
 		return false
 	}
-	var stored *pair
-	_, err = v.load(ctx, key, func(_ string, value []byte) (err error) {
-		stored, err = parsePair(value)
-		return err
-	})
+	stored, err := v.loadStored(ctx, key)
 	return err != nil || !stored.leaf().NotBefore.After(ours.leaf().NotBefore)
 }
 
@@ -195,8 +191,12 @@ func (v *vault) loadPair(ctx context.Context, name string) (*pair, error) {
 	if unsaved != nil {
 		return parsePair(unsaved)
 	}
-	var p *pair
-	_, err := v.load(ctx, pairKey(name), func(_ string, value []byte) (err error) {
+	return v.loadStored(ctx, pairKey(name))
+}
+
+// loadStored is loadPair without what is in memory alone.
+func (v *vault) loadStored(ctx context.Context, key string) (p *pair, err error) {
+	_, err = v.load(ctx, key, func(_ string, value []byte) (err error) {
 		p, err = parsePair(value)
 		return err
 	})
@@ -226,27 +226,11 @@ func (v *vault) load(ctx context.Context, key string, check func(key string, val
 	return nil, fmt.Errorf("%s: %w", key, fs.ErrNotExist)
 }
 
-// setAside moves what is of no use out of the way. A storage that can only copy does that.
+// setAside moves what is of no use out of the way.
 func (v *vault) setAside(ctx context.Context, key string, problem error) error {
-	aside := key + ".corrupt"
-	if s, ok := v.Storage.(interface {
-		SetAside(ctx context.Context, key string) (aside string, err error)
-	}); ok {
-		var err error
-		if aside, err = s.SetAside(ctx, key); err != nil {
-			return err
-		}
-	} else {
-		value, err := v.Storage.Load(ctx, key)
-		if err == nil {
-			err = v.Storage.Store(ctx, aside, value)
-		}
-		if err == nil {
-			err = v.Storage.Delete(ctx, key)
-		}
-		if err != nil {
-			return err
-		}
+	aside, err := v.Storage.SetAside(ctx, key)
+	if err != nil {
+		return err
 	}
 	v.log.Error("a file in the storage is damaged: set aside, a new one takes its place", "file", key, "aside", aside, "error", problem)
 	return nil
@@ -344,10 +328,20 @@ func pairName(issuer *certmagic.ACMEIssuer, subject string) string {
 	return strings.TrimSuffix(certmagic.StorageKeys.SiteCert(issuer.IssuerKey(), subject), ".crt")
 }
 
-func pairKey(name string) string { return name + ".pem" }
+func pairKey(name string) string { return name + pairExtension }
+
+const pairExtension = ".pem"
+
+// issueLock is the lock under which certmagic works on the certificate of subject.
+func issueLock(subject string) string { return "issue_cert_" + subject }
 
 // maxChain is more than any CA needs; a chain of thousands fits into no handshake.
 const maxChain = 16
+
+// publicKey is a key that can be compared.
+type publicKey interface {
+	Equal(crypto.PublicKey) bool
+}
 
 var errPair = errors.New("key and certificate do not belong together")
 

@@ -121,9 +121,8 @@ func (c *certificates) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certific
 // all that nobody else has.
 func (c *certificates) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	name := hello.ServerName
-	probe := len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == "acme-tls/1"
 	switch {
-	case c.managed != nil && probe:
+	case c.managed != nil && acme.IsProbe(hello):
 		return c.managed.GetCertificate(hello)
 	case c.files != nil && name != "" && c.files.Has(name):
 		return c.files.GetCertificate(hello)
