@@ -3,6 +3,7 @@ package tunnel
 import (
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gobwas/ws"
 )
@@ -10,12 +11,15 @@ import (
 const (
 	// bufferSize is how much one read of moving data may take: eight TLS records.
 	bufferSize = 128 << 10
+	// probeSize is the first read of data that may turn out to be a keystroke or a flood.
+	probeSize = 16 << 10
 	// headroom stands free before the data, so that a frame header and its payload are one write.
 	headroom = 16
 	// tailroom stands free behind the data: what TLS adds to eight records (RFC 8446, section 5.2).
 	tailroom = 1 << 10
-	// probeSize is the first read of data that may turn out to be a keystroke or a flood.
-	probeSize = 16 << 10
+	// maxLent bounds the large buffers in use, to 32 MiB: a buffer is held for as long as the peer takes
+	// nothing. Beyond it there are small ones.
+	maxLent = 256
 )
 
 // A frame header must fit before the data.
@@ -24,31 +28,58 @@ var _ [headroom - ws.MaxHeaderSize]struct{}
 // buffer is a block of memory that a direction holds only while data moves through it.
 type buffer struct {
 	start, end int
-	array      [headroom + bufferSize + tailroom]byte
+	array      []byte
 }
 
-var buffers = sync.Pool{New: func() any { return new(buffer) }}
+// bufferPool has buffers of one size.
+type bufferPool struct {
+	sync.Pool
+	lent atomic.Int64
+}
 
-// newBuffer returns an empty buffer with room for a header before its data.
-func newBuffer() *buffer {
-	b := buffers.Get().(*buffer)
+var smallBuffers, largeBuffers = newBufferPool(probeSize), newBufferPool(bufferSize)
+
+func newBufferPool(size int) *bufferPool {
+	return &bufferPool{Pool: sync.Pool{New: func() any {
+		return &buffer{array: make([]byte, headroom+size+tailroom)}
+	}}}
+}
+
+// newBuffer returns an empty buffer with room for a header before its data. It holds at least
+// probeSize, and bufferSize if size is more than that and not too many are in use.
+func newBuffer(size int) *buffer {
+	pool := smallBuffers
+	if size > probeSize {
+		if largeBuffers.lent.Add(1) <= maxLent {
+			pool = largeBuffers
+		} else {
+			largeBuffers.lent.Add(-1)
+		}
+	}
+	b := pool.Get().(*buffer)
 	b.start, b.end = headroom, headroom
 	return b
 }
 
 // free gives b back; a nil buffer is fine.
 func (b *buffer) free() {
-	if b != nil {
-		buffers.Put(b)
+	switch {
+	case b == nil:
+	case b.size() == probeSize:
+		smallBuffers.Put(b)
+	default:
+		largeBuffers.lent.Add(-1)
+		largeBuffers.Put(b)
 	}
 }
 
+func (b *buffer) size() int     { return len(b.array) - headroom - tailroom }
 func (b *buffer) len() int      { return b.end - b.start }
 func (b *buffer) bytes() []byte { return b.array[b.start:b.end] }
 
 // room is where up to limit bytes more may be read to.
 func (b *buffer) room(limit int) []byte {
-	return b.array[b.end:min(b.end+limit, headroom+bufferSize)]
+	return b.array[b.end:min(b.end+limit, headroom+b.size())]
 }
 
 // bufferReader is a Conn that waits for data without holding a buffer.
@@ -74,7 +105,7 @@ func readBuffer(c io.Reader, limit int) (*buffer, error) {
 
 // readWith reads with Read, and so holds a buffer while it waits.
 func readWith(c io.Reader, limit int) (*buffer, error) {
-	b := newBuffer()
+	b := newBuffer(limit)
 	for {
 		n, err := c.Read(b.room(limit))
 		b.end += n
@@ -101,10 +132,10 @@ func writeBuffer(c io.Writer, b *buffer) error {
 // writeChunks serves Write for Conns that work on buffers: p is copied, because it is not ours to
 // change. write returns how much of the buffer it has taken.
 func writeChunks(p []byte, write func(*buffer) (int, error)) (n int, err error) {
-	b := newBuffer()
+	b := newBuffer(len(p))
 	defer b.free()
 	for len(p) > 0 && err == nil {
-		b.end = b.start + copy(b.array[b.start:headroom+bufferSize], p)
+		b.end = b.start + copy(b.array[b.start:headroom+b.size()], p)
 		var m int
 		m, err = write(b)
 		n += m

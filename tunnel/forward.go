@@ -48,8 +48,8 @@ func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	cut, stop := f.drainAfter(ctx)
 	defer stop()
-	var open sync.WaitGroup
-	defer open.Wait()
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
 
 	pause := time.Duration(0)
 	for {
@@ -73,7 +73,8 @@ func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		pause = 0
-		open.Go(func() { f.handle(cut, ctx, c.(Conn)) })
+		sessions.Add(1)
+		go f.session(cut, ctx, c.(Conn), func(error) { sessions.Done() }).open()
 	}
 }
 
@@ -100,58 +101,101 @@ func (f *Forwarder) drainAfter(ctx context.Context) (cut context.Context, stop f
 
 // Handle forwards one connection that arrived in another way than through Serve, and closes it.
 // It returns when the tunnel has ended, or at once when ctx ends.
-func (f *Forwarder) Handle(ctx context.Context, c Conn) error { return f.handle(ctx, ctx, c) }
+func (f *Forwarder) Handle(ctx context.Context, c Conn) error {
+	ended := make(chan error, 1)
+	f.session(ctx, ctx, c, func(err error) { ended <- err }).open()
+	return <-ended
+}
 
-// handle is the life of a connection, and leaves the one line that tells it.
-func (f *Forwarder) handle(ctx, draining context.Context, c Conn) error {
-	defer c.Close()
-	begin := time.Now()
-	info := &Info{Client: c.RemoteAddr(), draining: draining}
-	sent, received, err := f.forward(ctx, c, info)
-	log := f.log().With("client", addrString(info.Client))
-	if info.ServerName != "" {
-		log = log.With("sni", info.ServerName)
+// session is the life of one connection: open, then a relay, then close.
+type session struct {
+	f             *Forwarder
+	ctx, draining context.Context
+
+	accepted, dialed Conn // bare; ours to close
+	client           net.Addr
+	serverName       string
+	begin            time.Time
+	relay            *relay // nil: the tunnel did not come about
+	ended            func(error)
+}
+
+func (f *Forwarder) session(ctx, draining context.Context, c Conn, ended func(error)) *session {
+	return &session{f: f, ctx: ctx, draining: draining, accepted: c, client: c.RemoteAddr(), begin: time.Now(), ended: ended}
+}
+
+// open makes the tunnel and leaves it to its relay, whose end closes it. Handshakes make a stack grow;
+// the goroutine that called has no further use for its own.
+func (s *session) open() {
+	a, b, err := s.handshakes()
+	if err != nil {
+		s.close(err)
+		return
 	}
-	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(begin).Round(time.Millisecond).String())
+	s.relay = newRelay(s.ctx, a, b, orDefault(s.f.Linger, time.Minute))
+	s.relay.start(func() { s.close(s.relay.err) })
+}
+
+func (s *session) close(err error) {
+	s.tell(err)
+	if s.dialed != nil {
+		s.dialed.Close()
+	}
+	s.accepted.Close()
+	s.ended(err)
+}
+
+// handshakes make the two ends of the tunnel.
+func (s *session) handshakes() (accepted, dialed Conn, err error) {
+	info := &Info{Client: s.client, draining: s.draining}
+	limited, cancel := s.f.limit(s.ctx, info)
+	defer cancel()
+	accepted, err = s.f.Accept.Server(limited, s.accepted, info)
+	s.serverName = info.ServerName
+	if err != nil {
+		return nil, nil, strayError{err}
+	}
+	bare, err := s.f.Dial(limited, info)
+	if err != nil {
+		refuse(accepted)
+		return nil, nil, unreachedError{withCause(limited, err)}
+	}
+	s.dialed = bare
+	dialed, err = s.f.Connect.Client(limited, bare)
+	if err != nil {
+		refuse(accepted)
+		return nil, nil, unreachedError{withCause(limited, err)}
+	}
+	info.stopLimit()
+	if limited.Err() != nil {
+		refuse(accepted)
+		return nil, nil, context.Cause(limited)
+	}
+	return accepted, dialed, nil
+}
+
+// tell leaves the one line that tells what became of the connection.
+func (s *session) tell(err error) {
+	var sent, received int64
+	if s.relay != nil {
+		sent, received = s.relay.forth.moved.Load(), s.relay.back.moved.Load()
+	}
+	log := s.f.log().With("client", addrString(s.client))
+	if s.serverName != "" {
+		log = log.With("sni", s.serverName)
+	}
+	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(s.begin).Round(time.Millisecond).String())
 	switch {
 	case err == nil:
 		log.Debug("tunnel closed", traffic)
-	case isStray(err) || sent+received == 0 && hasLeft(c):
+	case isStray(err) || sent+received == 0 && hasLeft(s.accepted):
 		// Whoever probes a port is gone before there is anything to say.
 		log.Debug("no tunnel", "error", err)
 	case isReset(err) && !isUnreached(err):
 		log.Debug("tunnel reset", "error", err, traffic) // programs do that all the time
 	default:
-		log.Warn("tunnel failed", "error", err, f.hint(err), traffic)
+		log.Warn("tunnel failed", "error", err, s.f.hint(err), traffic)
 	}
-	return err
-}
-
-// forward makes a tunnel of c.
-func (f *Forwarder) forward(ctx context.Context, c Conn, info *Info) (sent, received int64, err error) {
-	limited, cancel := f.limit(ctx, info)
-	defer cancel()
-	accepted, err := f.Accept.Server(limited, c, info)
-	if err != nil {
-		return 0, 0, strayError{err}
-	}
-	bare, err := f.Dial(limited, info)
-	if err != nil {
-		refuse(accepted)
-		return 0, 0, unreachedError{withCause(limited, err)}
-	}
-	defer bare.Close()
-	dialed, err := f.Connect.Client(limited, bare)
-	if err != nil {
-		refuse(accepted)
-		return 0, 0, unreachedError{withCause(limited, err)}
-	}
-	info.stopLimit()
-	if limited.Err() != nil {
-		refuse(accepted)
-		return 0, 0, context.Cause(limited)
-	}
-	return Relay(ctx, accepted, dialed, orDefault(f.Linger, time.Minute))
 }
 
 // limit bounds handshakes and dial; the layers may start it anew through info.

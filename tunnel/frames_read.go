@@ -104,7 +104,7 @@ func (f *frames) readBuffer(limit int) (*buffer, error) {
 
 func (f *frames) readBufferBelow(limit int) (*buffer, error) {
 	if len(f.pending) > 0 {
-		b := newBuffer()
+		b := newBuffer(len(f.pending))
 		n := copy(b.room(bufferSize), f.pending)
 		b.end += n
 		f.took(n)

@@ -169,6 +169,7 @@ func (f *frames) cipher(p []byte, key [4]byte, at int) {
 func (f *frames) putHeader(place []byte, h ws.Header) {
 	f.place.b = place
 	ws.WriteHeaderBuffer(&f.place, h, f.scratch[:])
+	f.place.b = nil // it would keep a whole buffer alive
 }
 
 // writeSmall writes a frame of at most 125 bytes in one write. The caller holds writing.

@@ -62,6 +62,14 @@ func (r *records) fill(limit int) error {
 	return err
 }
 
+// ahead is how many bytes have come and are not handed out.
+func (r *records) ahead() int {
+	if r.in == nil {
+		return 0
+	}
+	return r.in.len()
+}
+
 // Read hands out bytes of one record, its header apart from its body.
 func (r *records) Read(p []byte) (int, error) {
 	if r.in == nil {
@@ -101,7 +109,7 @@ func (r *records) Write(p []byte) (int, error) {
 	}
 	defer r.mu.Unlock()
 	if r.out == nil {
-		r.out = newBuffer()
+		r.out = newBuffer(probeSize) // an answer of crypto/tls to the peer
 	}
 	n := copy(r.out.array[r.out.end:], p)
 	r.out.end += n
@@ -109,6 +117,16 @@ func (r *records) Write(p []byte) (int, error) {
 		return n, io.ErrShortBuffer
 	}
 	return n, nil
+}
+
+// reserve prepares for the records of a Write, and returns how much of want that may bring.
+func (r *records) reserve(want int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.out == nil {
+		r.out = newBuffer(want)
+	}
+	return len(r.out.room(want))
 }
 
 // unflushed says whether bytes from before wait for the network.

@@ -51,46 +51,81 @@ type lingerer interface {
 //
 // Linger is how long one direction may be silent after the other has ended; 0 or less: no limit.
 func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received int64, err error) {
-	r := relay{linger: linger}
-	a, r.forth.pending = detach(a)
-	b, r.back.pending = detach(b)
-	r.a, r.b = asSocket(a), asSocket(b)
-	r.forth.src, r.forth.dst = r.a, r.b
-	r.back.src, r.back.dst = r.b, r.a
-	for _, c := range []Conn{r.a, r.b} {
-		reset(c)
-		if k, ok := c.(keeper); ok {
-			defer k.keepAlive()()
-		}
-	}
-	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
-
-	back := make(chan struct{})
-	go func() {
-		defer close(back)
-		r.run(&r.back)
-	}()
-	r.run(&r.forth)
-	<-back
-	r.settle(ctx)
-	for _, c := range []Conn{r.a, r.b} {
-		if r.err == nil || hasHungUp(c) {
-			letEnd(c)
-		}
-	}
+	over := make(chan struct{})
+	r := newRelay(ctx, a, b, linger)
+	r.start(func() { close(over) })
+	<-over
 	return r.forth.moved.Load(), r.back.moved.Load(), r.err
 }
 
+// relay is a tunnel that is open. Each direction has a goroutine, on which nothing but the direction
+// stands: their two stacks are most of what an idle tunnel needs.
 type relay struct {
+	ctx         context.Context
 	a, b        Conn
 	forth, back direction
 	linger      time.Duration
+
+	running atomic.Int32 // directions
+	over    func()       // called by the last
+	uncut   func() bool  // lets the end of the context pass
+	silent  [2]func()    // end the keepers
 
 	mu      sync.Mutex
 	ended   int // directions that have ended by themselves
 	err     error
 	refused bool // err comes from an end that takes no more
 	watch   *time.Timer
+}
+
+func newRelay(ctx context.Context, a, b Conn, linger time.Duration) *relay {
+	r := &relay{ctx: ctx, linger: linger}
+	a, r.forth.pending = detach(a)
+	b, r.back.pending = detach(b)
+	r.a, r.b = asSocket(a), asSocket(b)
+	r.forth.src, r.forth.dst = r.a, r.b
+	r.back.src, r.back.dst = r.b, r.a
+	return r
+}
+
+// start begins to carry both ways, and calls over when both directions have ended.
+func (r *relay) start(over func()) {
+	for i, c := range []Conn{r.a, r.b} {
+		reset(c)
+		if k, ok := c.(keeper); ok {
+			r.silent[i] = k.keepAlive()
+		}
+	}
+	r.over = over
+	r.uncut = context.AfterFunc(r.ctx, func() { r.abort(context.Cause(r.ctx)) })
+	r.running.Store(2)
+	go r.carry(&r.forth)
+	go r.carry(&r.back)
+}
+
+// carry is the life of a direction. The last one ends the relay.
+func (r *relay) carry(d *direction) {
+	r.run(d)
+	if r.running.Add(-1) == 0 {
+		r.end()
+		r.over()
+	}
+}
+
+// end undoes what start did, and lets those connections end that have said all.
+func (r *relay) end() {
+	r.settle()
+	for _, c := range []Conn{r.a, r.b} {
+		if r.err == nil || hasHungUp(c) {
+			letEnd(c)
+		}
+	}
+	r.uncut()
+	for _, silent := range r.silent {
+		if silent != nil {
+			silent()
+		}
+	}
 }
 
 // run carries one direction and passes its end on.
@@ -239,7 +274,7 @@ func (r *relay) cut(err error) {
 
 // settle waits until the peers' kernels have everything, as long as they go on taking it: after
 // Close the system would give up on a slow reader within minutes, and a reset would drop the rest.
-func (r *relay) settle(ctx context.Context) {
+func (r *relay) settle() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.watch != nil {
@@ -248,9 +283,9 @@ func (r *relay) settle(ctx context.Context) {
 	}
 	switch {
 	case r.err == nil:
-		awaitSent(ctx, r.linger, r.a, r.b)
+		awaitSent(r.ctx, r.linger, r.a, r.b)
 	case r.refused && r.ended > 0:
-		awaitSent(ctx, lastWords, r.a, r.b)
+		awaitSent(r.ctx, lastWords, r.a, r.b)
 	}
 }
 
@@ -298,34 +333,38 @@ func (d *direction) copy() error {
 				continue
 			}
 		}
-		if err := d.copyBuffer(); err == io.EOF {
+		limit := probeSize
+		if d.bulk {
+			limit = bufferSize
+		}
+		b, err := readBuffer(d.src, limit)
+		if b != nil {
+			if err := d.write(b); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
 			return nil
-		} else if err != nil {
+		}
+		if err != nil {
 			return err
 		}
 	}
 }
 
-// copyBuffer moves what one read brings.
-func (d *direction) copyBuffer() error {
-	limit := bufferSize
-	if !d.bulk {
-		limit = probeSize
+// write sends what one read has brought, and gives b back.
+func (d *direction) write(b *buffer) error {
+	n := b.len()
+	d.bulk = n >= probeSize/2
+	d.writing.Store(true)
+	err := writeBuffer(d.dst, b)
+	d.writing.Store(false)
+	b.free()
+	if err != nil {
+		return writeError{err}
 	}
-	b, err := readBuffer(d.src, limit)
-	if b != nil {
-		n := b.len()
-		d.bulk = n >= limit/2
-		d.writing.Store(true)
-		werr := writeBuffer(d.dst, b)
-		d.writing.Store(false)
-		b.free()
-		if werr != nil {
-			return writeError{werr}
-		}
-		d.count(n)
-	}
-	return err
+	d.count(n)
+	return nil
 }
 
 // discard reads src until it ends or its deadline passes.

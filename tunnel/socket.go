@@ -54,7 +54,7 @@ func (s *socket) Read(p []byte) (int, error) {
 func (s *socket) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	n, err := s.Conn.Write(p)
+	n, err := s.write(p)
 	s.noteReset(err)
 	return n, err
 }

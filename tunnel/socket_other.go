@@ -3,8 +3,13 @@
 package tunnel
 
 // Elsewhere a buffer is held while waiting for data.
-type socketReader struct{}
+type (
+	socketReader struct{}
+	socketWriter struct{}
+)
 
 func (s *socket) bind() {}
 
 func (s *socket) readBuffer(limit int) (*buffer, error) { return readWith(s, limit) }
+
+func (s *socket) write(p []byte) (int, error) { return s.Conn.Write(p) }

@@ -19,9 +19,20 @@ type socketReader struct {
 	splice spliceReader
 }
 
+// socketWriter holds one write in progress.
+type socketWriter struct {
+	try func(fd uintptr) bool
+	p   []byte
+	n   int // bytes of p that are sent
+	err error
+
+	splice spliceWriter
+}
+
 // bind makes the callbacks of s once, for all its reads and writes.
 func (s *socket) bind() {
 	s.reader.try = s.tryRead
+	s.writer.try = s.tryWrite
 	s.bindSplice()
 }
 
@@ -41,7 +52,7 @@ func (s *socket) readBuffer(limit int) (*buffer, error) {
 // the poller reports edges.
 func (s *socket) tryRead(fd uintptr) bool {
 	r := &s.reader
-	r.b = newBuffer()
+	r.b = newBuffer(r.limit)
 	n, err := retryEINTR(func() (int, error) { return unix.Read(int(fd), r.b.room(r.limit)) })
 	if n > 0 {
 		r.b.end += n
@@ -56,6 +67,37 @@ func (s *socket) tryRead(fd uintptr) bool {
 		return false
 	default:
 		r.err = os.NewSyscallError("read", err)
+	}
+	return true
+}
+
+// write sends all of p. It needs less of the stack than net.Conn's, which the stacks of idle tunnels
+// would keep. The caller holds writing.
+func (s *socket) write(p []byte) (int, error) {
+	w := &s.writer
+	w.p, w.n, w.err = p, 0, nil
+	err := s.raw.Write(w.try)
+	if err == nil {
+		err = w.err
+	}
+	w.p = nil
+	return w.n, err
+}
+
+func (s *socket) tryWrite(fd uintptr) bool {
+	w := &s.writer
+	for w.n < len(w.p) {
+		n, err := unix.Write(int(fd), w.p[w.n:])
+		switch err {
+		case nil:
+			w.n += n
+		case unix.EAGAIN:
+			return false
+		case unix.EINTR:
+		default:
+			w.err = os.NewSyscallError("write", err)
+			return true
+		}
 	}
 	return true
 }

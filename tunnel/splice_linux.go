@@ -121,8 +121,8 @@ type spliceReader struct {
 	err error
 }
 
-// socketWriter holds one move of a frame header and a pipe's bytes into a socket.
-type socketWriter struct {
+// spliceWriter holds one move of a frame header and a pipe's bytes into a socket.
+type spliceWriter struct {
 	try  func(fd uintptr) bool
 	head []byte
 	p    *pipe
@@ -132,7 +132,7 @@ type socketWriter struct {
 
 func (s *socket) bindSplice() {
 	s.reader.splice.try = s.tryFill
-	s.writer.try = s.tryDrain
+	s.writer.splice.try = s.tryDrain
 }
 
 // spliceSource is a Conn whose next bytes can be moved without looking at them.
@@ -200,7 +200,7 @@ func (s *socket) drain(p *pipe) error { return s.drainAfter(nil, p) }
 func (s *socket) drainAfter(head []byte, p *pipe) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	w := &s.writer
+	w := &s.writer.splice
 	w.head, w.p, w.err = head, p, nil
 	err := s.raw.Write(w.try)
 	if err == nil {
@@ -217,7 +217,7 @@ func (s *socket) drainAfter(head []byte, p *pipe) error {
 }
 
 func (s *socket) tryDrain(fd uintptr) bool {
-	w := &s.writer
+	w := &s.writer.splice
 	w.part = false
 	for len(w.head) > 0 {
 		n, err := retryEINTR(func() (int, error) {

@@ -5,7 +5,7 @@ package tunnel
 // Without splice(2) every byte is copied through a pooled buffer.
 type (
 	spliceReader struct{}
-	socketWriter struct{}
+	spliceWriter struct{}
 )
 
 func (s *socket) bindSplice() {}

@@ -204,7 +204,7 @@ func (c *tlsConn) readBuffer(limit int) (*buffer, error) {
 func (c *tlsConn) take() (*buffer, error) {
 	c.records.quick = true
 	defer func() { c.records.quick = false }()
-	b := newBuffer()
+	b := newBuffer(c.records.ahead())
 	for room := b.room(bufferSize); len(room) > 0; room = b.room(bufferSize) {
 		n, err := c.Conn.Read(room)
 		b.end += n
@@ -236,7 +236,7 @@ func (c *tlsConn) Write(p []byte) (n int, err error) {
 		if err := c.ready(); err != nil {
 			return n, err
 		}
-		m, err := c.Conn.Write(p[:min(len(p), bufferSize)])
+		m, err := c.Conn.Write(p[:c.records.reserve(len(p))])
 		n += m
 		if err != nil {
 			return n, err
