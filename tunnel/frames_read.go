@@ -21,12 +21,13 @@ type frameReader struct {
 	bytes       bytes.Reader // lets gobwas read head
 	scratchHead [ws.MaxHeaderSize]byte
 
-	header   ws.Header // of the frame that is being read
-	left     int64     // payload of it to come; 0: a header comes next
-	offset   int       // position in the mask key
-	state    ws.State  // what headers are checked against
-	text     bool      // the message is text
-	nonEmpty bool      // the message has payload
+	header    ws.Header // of the frame that is being read
+	left      int64     // payload of it to come; 0: a header comes next
+	offset    int       // position in the mask key
+	state     ws.State  // what headers are checked against
+	floodHead int       // size of the last header if its frame was one of a flood, else 0
+	text      bool      // the message is text
+	nonEmpty  bool      // the message has payload
 
 	body    [ws.MaxControlFramePayloadSize]byte // of the control frame that is being read
 	bodyLen int
@@ -242,6 +243,10 @@ func (f *frames) begin(h ws.Header) {
 		fallthrough
 	default:
 		f.nonEmpty = f.nonEmpty || h.Length > 0
+		f.floodHead = 0
+		if h.Length >= probeSize {
+			f.floodHead = ws.HeaderSize(h)
+		}
 		if h.Fin {
 			f.state = f.state.Clear(ws.StateFragmented)
 		} else {

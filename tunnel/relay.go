@@ -105,7 +105,8 @@ func (r *relay) start(over func()) {
 
 // carry is the life of a direction. The last one ends the relay.
 func (r *relay) carry(d *direction) {
-	r.run(d)
+	err := d.copy()
+	r.passOn(d, err)
 	if r.running.Add(-1) == 0 {
 		r.end()
 		r.over()
@@ -128,9 +129,8 @@ func (r *relay) end() {
 	}
 }
 
-// run carries one direction and passes its end on.
-func (r *relay) run(d *direction) {
-	err := d.copy()
+// passOn tells the other end what d has ended with.
+func (r *relay) passOn(d *direction, err error) {
 	if err == nil {
 		d.read.Store(true)
 		if err = d.dst.CloseWrite(); err != nil {

@@ -19,6 +19,9 @@ const (
 	smallestPipe = 64 << 10
 	// maxPipes bounds the pipes of this process; beyond it bytes are copied.
 	maxPipes = 128
+	// spliceSize is how much one splice may move: a pipe's room is counted in pieces, which from a socket
+	// are larger than the pages that pipeSize is made of.
+	spliceSize = 1 << 20
 	// pipeIdle is how long an unused pipe is kept.
 	pipeIdle = 2 * time.Second
 )
@@ -27,7 +30,6 @@ const (
 type pipe struct {
 	r, w int
 	n    int // bytes inside
-	size int
 }
 
 // pipePool lends pipes to directions while they move data.
@@ -73,7 +75,6 @@ func openPipe() *pipe {
 		p.close()
 		return nil
 	}
-	p.size = size
 	return p
 }
 
@@ -137,8 +138,9 @@ func (s *socket) bindSplice() {
 
 // spliceSource is a Conn whose next bytes can be moved without looking at them.
 type spliceSource interface {
-	// spliceable says how many bytes lie ahead that need no look; 0 asks for a read.
-	spliceable() int
+	// spliceable says how many bytes lie ahead that need no look; 0 asks for a read. It may wait for
+	// data to tell.
+	spliceable() (int, error)
 	// fill waits for data and moves up to max bytes of it into a borrowed pipe, which the caller
 	// gives back. A nil pipe without an error says that no pipe is to be had.
 	fill(max int) (*pipe, error)
@@ -152,8 +154,8 @@ type spliceSink interface {
 	drain(p *pipe) error
 }
 
-func (s *socket) spliceable() int { return pipeSize }
-func (s *socket) drainable() bool { return true }
+func (s *socket) spliceable() (int, error) { return spliceSize, nil }
+func (s *socket) drainable() bool          { return true }
 
 func (s *socket) fill(max int) (*pipe, error) {
 	r := &s.reader.splice
@@ -174,7 +176,7 @@ func (s *socket) tryFill(fd uintptr) bool {
 		return true
 	}
 	n, err := retryEINTR(func() (int, error) {
-		n, err := unix.Splice(int(fd), nil, p.w, nil, min(r.max, p.size), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		n, err := unix.Splice(int(fd), nil, p.w, nil, r.max, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 		return int(n), err
 	})
 	if n > 0 {
@@ -199,70 +201,113 @@ func (s *socket) drain(p *pipe) error { return s.drainAfter(nil, p) }
 // drainAfter sends head and all that p holds, in one segment where they fit.
 func (s *socket) drainAfter(head []byte, p *pipe) error {
 	s.writing.Lock()
-	defer s.writing.Unlock()
 	w := &s.writer.splice
 	w.head, w.p, w.err = head, p, nil
 	err := s.raw.Write(w.try)
 	if err == nil {
 		err = w.err
 	}
+	w.head, w.p = nil, nil
 	s.noteReset(err)
 	if w.part && errors.Is(err, unix.EPIPE) {
 		// A splice(2) that has sent something keeps the error for itself, and the next one only hears
 		// that nothing can be sent: it may have been a reset.
 		s.reset = true
 	}
-	w.head, w.p = nil, nil
+	s.writing.Unlock()
 	return err
 }
 
 func (s *socket) tryDrain(fd uintptr) bool {
 	w := &s.writer.splice
 	w.part = false
-	for len(w.head) > 0 {
-		n, err := retryEINTR(func() (int, error) {
-			return unix.SendmsgN(int(fd), w.head, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
-		})
-		if err == unix.EAGAIN {
-			return false
-		}
-		if err != nil {
-			w.err = os.NewSyscallError("sendmsg", err)
-			return true
-		}
-		w.head = w.head[n:]
-	}
 	for w.p.n > 0 {
-		n, err := retryEINTR(func() (int, error) {
-			n, err := unix.Splice(w.p.r, nil, int(fd), nil, w.p.n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-			return int(n), err
-		})
-		if err == unix.EAGAIN {
+		if len(w.head) > 0 {
+			w.err = w.sendHead(fd)
+		} else {
+			w.err = w.empty(fd)
+		}
+		if w.err == unix.EAGAIN {
 			return false
 		}
-		if err == nil && n == 0 {
-			err = unix.EPIPE
-		}
-		if err != nil {
-			w.err = os.NewSyscallError("splice", err)
+		if w.err != nil {
 			return true
 		}
-		w.part = n < w.p.n
-		w.p.n -= n
 	}
 	return true
 }
 
-// spliceable is what is left of an unmasked data frame that begins a stretch worth the calls.
-func (f *frames) spliceable() int {
+// sendHead sends what it can of the head, to leave together with what follows.
+func (w *spliceWriter) sendHead(fd uintptr) error {
+	n, err := retryEINTR(func() (int, error) {
+		return unix.SendmsgN(int(fd), w.head, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+	})
+	if err != nil {
+		return sysError("sendmsg", err)
+	}
+	w.head = w.head[n:]
+	return nil
+}
+
+// empty sends what it can of the pipe.
+func (w *spliceWriter) empty(fd uintptr) error {
+	n, err := retryEINTR(func() (int, error) {
+		n, err := unix.Splice(w.p.r, nil, int(fd), nil, w.p.n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		return int(n), err
+	})
+	if err == nil && n == 0 {
+		err = unix.EPIPE
+	}
+	if err != nil {
+		return sysError("splice", err)
+	}
+	w.part = n < w.p.n
+	w.p.n -= n
+	return nil
+}
+
+// sysError names the call that failed; EAGAIN is no failure and stays as it is.
+func sysError(call string, err error) error {
+	if err == unix.EAGAIN {
+		return err
+	}
+	return os.NewSyscallError(call, err)
+}
+
+// spliceable is what is left of an unmasked data frame that begins a stretch worth the calls. Between
+// the frames of a flood it waits for the next header and reads no more than that.
+func (f *frames) spliceable() (int, error) {
 	f.reading.Lock()
 	defer f.reading.Unlock()
-	_, bare := f.Conn.(*socket)
-	unmasked := !f.header.Masked || f.header.Mask == [4]byte{}
-	if !bare || !unmasked || f.readErr != nil || len(f.pending) > 0 || f.header.OpCode.IsControl() {
-		return 0
+	bare, ok := f.Conn.(*socket)
+	if !ok || f.readErr != nil || len(f.pending) > 0 {
+		return 0, nil
 	}
-	return int(min(f.left, pipeSize))
+	if f.left == 0 && f.headLen == 0 && f.floodHead > 0 {
+		if err := f.readHeader(bare); err != nil {
+			return 0, err
+		}
+	}
+	unmasked := !f.header.Masked || f.header.Mask == [4]byte{}
+	if !unmasked || f.readErr != nil || f.header.OpCode.IsControl() {
+		return 0, nil
+	}
+	return int(min(f.left, spliceSize)), nil
+}
+
+// readHeader reads a header of the size that the frame before had.
+func (f *frames) readHeader(s *socket) error {
+	f.waits()
+	b, err := s.readBuffer(f.floodHead)
+	if err != nil {
+		f.came(0)
+		return f.broke(err)
+	}
+	f.came(b.len())
+	n := f.takeHeader(b.bytes())
+	f.pending = append(f.pending, b.bytes()[n:]...)
+	b.free()
+	return nil
 }
 
 // fill moves payload of the frame that is being read.
@@ -295,20 +340,25 @@ func (f *frames) drainable() bool {
 // drain sends what p holds as one frame.
 func (f *frames) drain(p *pipe) error {
 	f.writing.Lock()
-	defer f.writing.Unlock()
-	if err := f.writable(); err != nil {
-		return err
+	err := f.writable()
+	if err == nil && (f.owed > 0 || len(f.unsent) > 0) {
+		err = os.ErrDeadlineExceeded // only a Write of the same caller can complete that frame
 	}
-	if f.owed > 0 || len(f.unsent) > 0 {
-		return os.ErrDeadlineExceeded // only a Write of the same caller can complete that frame
+	if err == nil {
+		f.awaitHeadTaken()
+		err = f.Conn.(*socket).drainAfter(f.spliceHead(p.n), p)
+		f.wrote()
 	}
-	f.awaitHeadTaken()
-	h := f.nextHeader(ws.OpBinary, p.n)
+	f.writing.Unlock()
+	return err
+}
+
+// spliceHead is the header of a frame whose payload of length bytes is spliced.
+func (f *frames) spliceHead(length int) []byte {
+	h := f.nextHeader(ws.OpBinary, length)
 	head := f.drainHead[:ws.HeaderSize(h)]
 	f.putHeader(head, h)
-	err := f.Conn.(*socket).drainAfter(head, p)
-	f.wrote()
-	return err
+	return head
 }
 
 // splice moves the next bytes inside the kernel where both ends allow it. It returns 0 without an
@@ -322,18 +372,20 @@ func (d *direction) splice() (moved int, err error) {
 	if !ok || !dst.drainable() {
 		return 0, nil
 	}
-	max := src.spliceable()
+	max, err := src.spliceable()
 	if max < probeSize {
-		return 0, nil
+		return 0, err
 	}
 	p, err := src.fill(max)
 	if p == nil {
 		return 0, err
 	}
-	defer pipes.put(p)
 	n := p.n
-	if err := dst.drain(p); err != nil {
-		return n - p.n, writeError{err}
+	err = dst.drain(p)
+	n -= p.n
+	pipes.put(p)
+	if err != nil {
+		return n, writeError{err}
 	}
 	return n, nil
 }

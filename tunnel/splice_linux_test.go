@@ -156,6 +156,14 @@ func TestWithoutPipes(t *testing.T) {
 	}
 }
 
+func capacity(t *testing.T, p *pipe) int {
+	n, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(p.w), 1032 /* F_GETPIPE_SZ */, 0)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	return int(n)
+}
+
 // TestPipesOfUnprivilegedUser runs itself as a user whose share of pipe memory ends (pipe(7)): pipes
 // then hold 8 KiB, which is worse than copying.
 func TestPipesOfUnprivilegedUser(t *testing.T) {
@@ -170,8 +178,8 @@ func TestPipesOfUnprivilegedUser(t *testing.T) {
 			small = append(small, fds[0])
 		}
 		t.Logf("%d pipes taken before", len(small))
-		if p := openPipe(); p != nil && p.size < smallestPipe {
-			t.Errorf("a pipe of %d bytes", p.size)
+		if p := openPipe(); p != nil && capacity(t, p) < smallestPipe {
+			t.Errorf("a pipe of %d bytes", capacity(t, p))
 		}
 		near, far, done := relayed(t, bare, bare)
 		flood(t, near, far, 16<<20)
