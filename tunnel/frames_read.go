@@ -29,8 +29,7 @@ type frameReader struct {
 	text      bool      // the message is text
 	nonEmpty  bool      // the message has payload
 
-	body    [ws.MaxControlFramePayloadSize]byte // of the control frame that is being read
-	bodyLen int
+	body []byte // of the control frame that is being read
 
 	ended   bool  // the peer has said its end in a frame
 	readErr error // what every Read returns from now on
@@ -172,7 +171,7 @@ func (f *frames) parse(p []byte) (out int) {
 			f.offset = (f.offset + len(chunk)) & 3
 		}
 		if f.header.OpCode.IsControl() {
-			f.bodyLen += copy(f.body[f.bodyLen:], chunk)
+			f.body = append(f.body, chunk...)
 		} else {
 			out += copy(p[out:], chunk)
 		}
@@ -237,7 +236,7 @@ func (f *frames) begin(h ws.Header) {
 	f.header, f.left, f.offset = h, h.Length, 0
 	switch {
 	case h.OpCode.IsControl():
-		f.bodyLen = 0
+		f.body = nil
 	case h.OpCode != ws.OpContinuation:
 		f.text, f.nonEmpty = h.OpCode == ws.OpText, false
 		fallthrough
@@ -262,11 +261,11 @@ func (f *frames) begin(h ws.Header) {
 func (f *frames) frameDone() {
 	switch f.header.OpCode {
 	case ws.OpPing:
-		f.answer(f.body[:f.bodyLen])
+		f.answer(f.body)
 	case ws.OpPong:
 		f.ponged()
 	case ws.OpClose:
-		f.closing(f.body[:f.bodyLen])
+		f.closing(f.body)
 	default:
 		if f.peer == peerRaimon && f.header.Fin && f.text && !f.nonEmpty {
 			f.ended, f.readErr = true, io.EOF

@@ -16,7 +16,6 @@ type socket struct {
 	raw syscall.RawConn
 
 	reader socketReader
-	writer socketWriter
 
 	writing sync.Mutex // held during each write
 	reset   bool       // a write was told of a reset; guarded by writing

@@ -3,10 +3,7 @@
 package tunnel
 
 // Elsewhere a buffer is held while waiting for data.
-type (
-	socketReader struct{}
-	socketWriter struct{}
-)
+type socketReader struct{}
 
 func (s *socket) bind() {}
 

@@ -4,6 +4,7 @@ package tunnel
 
 import (
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,22 +20,26 @@ type socketReader struct {
 	splice spliceReader
 }
 
-// socketWriter holds one write in progress.
+// bind makes the callbacks of s once, for all its reads.
+func (s *socket) bind() {
+	s.reader.try = s.tryRead
+	s.bindSplice()
+}
+
+// socketWriter holds what one write in progress needs. Unlike a read, which is always waiting, a write
+// borrows it.
 type socketWriter struct {
 	try func(fd uintptr) bool
 	p   []byte
 	n   int // bytes of p that are sent
 	err error
-
-	splice spliceWriter
 }
 
-// bind makes the callbacks of s once, for all its reads and writes.
-func (s *socket) bind() {
-	s.reader.try = s.tryRead
-	s.writer.try = s.tryWrite
-	s.bindSplice()
-}
+var socketWriters = sync.Pool{New: func() any {
+	w := new(socketWriter)
+	w.try = w.write
+	return w
+}}
 
 // readBuffer waits until there is something to read and only then takes a buffer.
 func (s *socket) readBuffer(limit int) (*buffer, error) {
@@ -73,19 +78,19 @@ func (s *socket) tryRead(fd uintptr) bool {
 
 // write sends all of p. It needs less of the stack than net.Conn's, which the stacks of idle tunnels
 // would keep. The caller holds writing.
-func (s *socket) write(p []byte) (int, error) {
-	w := &s.writer
-	w.p, w.n, w.err = p, 0, nil
-	err := s.raw.Write(w.try)
-	if err == nil {
+func (s *socket) write(p []byte) (n int, err error) {
+	w := socketWriters.Get().(*socketWriter)
+	w.p = p
+	if err = s.raw.Write(w.try); err == nil {
 		err = w.err
 	}
-	w.p = nil
-	return w.n, err
+	n = w.n
+	w.p, w.n, w.err = nil, 0, nil
+	socketWriters.Put(w)
+	return n, err
 }
 
-func (s *socket) tryWrite(fd uintptr) bool {
-	w := &s.writer
+func (w *socketWriter) write(fd uintptr) bool {
 	for w.n < len(w.p) {
 		n, err := unix.Write(int(fd), w.p[w.n:])
 		switch err {

@@ -131,10 +131,13 @@ type spliceWriter struct {
 	err  error
 }
 
-func (s *socket) bindSplice() {
-	s.reader.splice.try = s.tryFill
-	s.writer.splice.try = s.tryDrain
-}
+var spliceWriters = sync.Pool{New: func() any {
+	w := new(spliceWriter)
+	w.try = w.drain
+	return w
+}}
+
+func (s *socket) bindSplice() { s.reader.splice.try = s.tryFill }
 
 // spliceSource is a Conn whose next bytes can be moved without looking at them.
 type spliceSource interface {
@@ -201,13 +204,12 @@ func (s *socket) drain(p *pipe) error { return s.drainAfter(nil, p) }
 // drainAfter sends head and all that p holds, in one segment where they fit.
 func (s *socket) drainAfter(head []byte, p *pipe) error {
 	s.writing.Lock()
-	w := &s.writer.splice
-	w.head, w.p, w.err = head, p, nil
+	w := spliceWriters.Get().(*spliceWriter)
+	w.head, w.p = head, p
 	err := s.raw.Write(w.try)
 	if err == nil {
 		err = w.err
 	}
-	w.head, w.p = nil, nil
 	s.noteReset(err)
 	if w.part && errors.Is(err, unix.EPIPE) {
 		// A splice(2) that has sent something keeps the error for itself, and the next one only hears
@@ -215,11 +217,12 @@ func (s *socket) drainAfter(head []byte, p *pipe) error {
 		s.reset = true
 	}
 	s.writing.Unlock()
+	w.head, w.p, w.part, w.err = nil, nil, false, nil
+	spliceWriters.Put(w)
 	return err
 }
 
-func (s *socket) tryDrain(fd uintptr) bool {
-	w := &s.writer.splice
+func (w *spliceWriter) drain(fd uintptr) bool {
 	w.part = false
 	for w.p.n > 0 {
 		if len(w.head) > 0 {

@@ -3,10 +3,7 @@
 package tunnel
 
 // Without splice(2) every byte is copied through a pooled buffer.
-type (
-	spliceReader struct{}
-	spliceWriter struct{}
-)
+type spliceReader struct{}
 
 func (s *socket) bindSplice() {}
 

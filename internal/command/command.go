@@ -20,6 +20,7 @@ import (
 	"sync"
 	"syscall"
 
+	"raimon/internal/memory"
 	"raimon/internal/options"
 	"raimon/internal/sip003"
 	"raimon/tunnel"
@@ -83,7 +84,10 @@ func Main(p *Program) int {
 	}
 	ctx, stop := i.lifetime()
 	defer stop()
-	run := p.Run
+	run := func(ctx context.Context, job *Job) error {
+		go memory.Manage(ctx)
+		return p.Run(ctx, job)
+	}
 	if c := p.command(i.job.Word); c != nil {
 		run = c.Run
 	}
