@@ -321,7 +321,6 @@ func (d *direction) copy() error {
 			n, err := d.splice()
 			if n > 0 {
 				d.count(n)
-				d.bulk = n >= probeSize/4
 			}
 			if err == io.EOF {
 				return nil

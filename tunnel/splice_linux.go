@@ -277,22 +277,23 @@ func sysError(call string, err error) error {
 	return os.NewSyscallError(call, err)
 }
 
-// spliceable is what is left of an unmasked data frame that begins a stretch worth the calls. Between
-// the frames of a flood it waits for the next header and reads no more than that.
+// spliceable is what is left of an unmasked data frame that is worth the calls. Between the frames of
+// a flood it waits for the next header and reads no more than that.
 func (f *frames) spliceable() (int, error) {
 	f.reading.Lock()
 	defer f.reading.Unlock()
 	bare, ok := f.Conn.(*socket)
-	if !ok || f.readErr != nil || len(f.pending) > 0 {
+	if !ok {
 		return 0, nil
 	}
-	if f.left == 0 && f.headLen == 0 && f.floodHead > 0 {
+	if f.left == 0 && f.headLen == 0 && f.floodHead > 0 && f.readErr == nil && len(f.pending) == 0 {
 		if err := f.readHeader(bare); err != nil {
 			return 0, err
 		}
 	}
 	unmasked := !f.header.Masked || f.header.Mask == [4]byte{}
-	if !unmasked || f.readErr != nil || f.header.OpCode.IsControl() {
+	worthIt := f.floodHead > 0 || f.left >= probeSize
+	if !unmasked || !worthIt || f.readErr != nil || len(f.pending) > 0 || f.header.OpCode.IsControl() {
 		return 0, nil
 	}
 	return int(min(f.left, spliceSize)), nil
@@ -308,6 +309,9 @@ func (f *frames) readHeader(s *socket) error {
 	}
 	f.came(b.len())
 	n := f.takeHeader(b.bytes())
+	for f.headLen > 0 && n < b.len() {
+		n += f.takeHeader(b.bytes()[n:])
+	}
 	f.pending = append(f.pending, b.bytes()[n:]...)
 	b.free()
 	return nil
@@ -376,7 +380,7 @@ func (d *direction) splice() (moved int, err error) {
 		return 0, nil
 	}
 	max, err := src.spliceable()
-	if max < probeSize {
+	if max == 0 || err != nil {
 		return 0, err
 	}
 	p, err := src.fill(max)
@@ -384,6 +388,7 @@ func (d *direction) splice() (moved int, err error) {
 		return 0, err
 	}
 	n := p.n
+	d.bulk = n >= probeSize/4 || n == max
 	err = dst.drain(p)
 	n -= p.n
 	pipes.put(p)
