@@ -13,12 +13,13 @@ import (
 )
 
 const (
-	// pipeSize is asked of every pipe: users other than root may own 64 MiB of them (pipe(7)).
-	pipeSize = 256 << 10
+	// pipeSize is asked of every pipe. The larger, the fewer calls; users other than root may own 64 MiB
+	// of them (pipe(7)).
+	pipeSize = 512 << 10
 	// smallestPipe is what a pipe must hold to be worth more than a copy. Past their share users get 8 KiB.
 	smallestPipe = 64 << 10
 	// maxPipes bounds the pipes of this process; beyond it bytes are copied.
-	maxPipes = 128
+	maxPipes = 64
 	// spliceSize is how much one splice may move: a pipe's room is counted in pieces, which from a socket
 	// are larger than the pages that pipeSize is made of.
 	spliceSize = 1 << 20
