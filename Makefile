@@ -4,13 +4,18 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 PLATFORMS   = linux/amd64 linux/arm64 linux/mipsle android/arm64 darwin/amd64 darwin/arm64 windows/amd64 freebsd/amd64
 
-# A module of its own: Pebble, the CA that tests and demo use, stays out of what raimon requires.
+# Modules of their own: Pebble, the CA that tests and demo use, and the library that draws charts stay out
+# of what raimon requires.
 ACMETEST    = internal/acmetest
+BENCHMODULE = internal/bench
+
+# Flags of the bench: make bench BENCH=-quick, make bench BENCH=-h
+BENCH =
 
 # The race detector needs cgo, which go turns off where it finds no C compiler.
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race,)
 
-.PHONY: help build demo test lint cross interop vuln clean
+.PHONY: help build demo test lint cross interop bench vuln clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -25,12 +30,14 @@ test: ## run all tests, with the race detector where a C compiler is found
 	@$(if $(RACE),true,echo 'make test: no C compiler found: running without the race detector')
 	go test $(RACE) ./...
 	cd $(ACMETEST) && go test $(RACE) ./...
+	cd $(BENCHMODULE) && go test $(RACE) ./...
 
 lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { echo 'not gofmt-ed:'; gofmt -l .; exit 1; }
 	go vet -tags interop ./...
 	go run $(STATICCHECK) -tags interop ./...
 	cd $(ACMETEST) && go vet ./... && go run $(STATICCHECK) ./...
+	cd $(BENCHMODULE) && go vet ./... && go run $(STATICCHECK) ./...
 
 cross: ## build for every platform
 	@set -e; for p in $(PLATFORMS); do echo "$$p"; \
@@ -41,6 +48,12 @@ cross: ## build for every platform
 interop: build ## install real peers (apt, cargo) and test against them
 	internal/interop/install.sh
 	go test -tags interop -count=1 -timeout 30m ./internal/interop
+
+bench: build ## install peers (apt, cargo, Go proxy) as far as they can be had, and measure beside them
+	internal/bench/install.sh
+	CGO_ENABLED=0 go build -trimpath -ldflags=-s -tags portable -o bin/portable/ ./cmd/...
+	CGO_ENABLED=0 go build -C $(BENCHMODULE) -o $(CURDIR)/bin/raimon-bench .
+	bin/raimon-bench $(BENCH)
 
 vuln: ## govulncheck; needs its database, which is on the network
 	go run $(GOVULNCHECK) ./...
