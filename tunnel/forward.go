@@ -180,7 +180,11 @@ func (s *session) tell(err error) {
 	if s.relay != nil {
 		sent, received = s.relay.forth.moved.Load(), s.relay.back.moved.Load()
 	}
-	log := s.f.log().With("client", addrString(s.client))
+	log := s.f.log()
+	if err == nil && !log.Enabled(context.Background(), slog.LevelDebug) {
+		return
+	}
+	log = log.With("client", addrString(s.client))
 	if s.serverName != "" {
 		log = log.With("sni", s.serverName)
 	}

@@ -177,14 +177,20 @@ func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
 	if f.owed > 0 || len(f.unsent) > 0 {
 		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
 	}
+	_, err := f.Conn.Write(f.appendSmall(nil, op, body))
+	return err
+}
+
+// appendSmall appends a frame of at most 125 bytes.
+func (f *frames) appendSmall(to []byte, op ws.OpCode, body []byte) []byte {
 	h := f.nextHeader(op, len(body))
-	frame := make([]byte, ws.HeaderSize(h)+len(body))
-	payload := frame[ws.HeaderSize(h):]
-	f.putHeader(frame[:ws.HeaderSize(h)], h)
+	begin := len(to)
+	to = append(to, make([]byte, ws.HeaderSize(h)+len(body))...)
+	payload := to[begin+ws.HeaderSize(h):]
+	f.putHeader(to[begin:len(to)-len(body)], h)
 	copy(payload, body)
 	f.cipher(payload, h.Mask, 0)
-	_, err := f.Conn.Write(frame)
-	return err
+	return to
 }
 
 // CloseWrite says that our direction has ended, in the way that the peer takes without loss.
@@ -212,6 +218,30 @@ func (f *frames) CloseWrite() error {
 		}
 	}
 	return f.Conn.CloseWrite()
+}
+
+// closeLast says the end of our direction and Close in one write, where the end is a frame.
+func (f *frames) closeLast() error {
+	if f.peer != peerRaimon {
+		return f.CloseWrite()
+	}
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	if err := f.writable(); err != nil {
+		if err == net.ErrClosed {
+			return nil
+		}
+		return err
+	}
+	if f.owed > 0 || len(f.unsent) > 0 {
+		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
+	}
+	f.saidEnd.Store(true)
+	if f.saidClose.Swap(true) {
+		return f.writeSmall(ws.OpText, nil)
+	}
+	_, err := f.Conn.Write(f.appendSmall(f.appendSmall(nil, ws.OpText, nil), ws.OpClose, normalClosure))
+	return err
 }
 
 // awaitQuiet waits until an unknown peer has had the time to pass on all that it was sent: at an end

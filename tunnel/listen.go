@@ -114,7 +114,7 @@ func lacksIPv6(name string, err error) bool {
 }
 
 func (c *ListenConfig) listen(ctx context.Context, network, name string) (net.Listener, error) {
-	lc := net.ListenConfig{Control: c.control}
+	lc := net.ListenConfig{Control: c.control, KeepAlive: acceptKeepAlive}
 	lc.SetMultipathTCP(false) // its sockets know no splice and no SIOCOUTQ
 	l, err := lc.Listen(ctx, network, name)
 	if network == "unix" && errors.Is(err, errAddressInUse) {
@@ -169,9 +169,11 @@ func (c *ListenConfig) control(network, _ string, raw syscall.RawConn) error {
 			acceptFastOpen(fd, fastOpenQueue)
 		}
 		if c.Fwmark != 0 {
-			return setFwmark(fd, c.Fwmark)
+			if err := setFwmark(fd, c.Fwmark); err != nil {
+				return err
+			}
 		}
-		return nil
+		return keepAlive(fd)
 	})
 }
 

@@ -37,6 +37,8 @@ type lingerer interface {
 	linger() error
 	// farewell says our last word, once both directions have ended.
 	farewell() error
+	// closeLast is CloseWrite and farewell at once, for the direction that ends last.
+	closeLast() error
 }
 
 // Relay copies both ways between a and b until both directions have ended, each on its own, and
@@ -133,7 +135,7 @@ func (r *relay) end() {
 func (r *relay) passOn(d *direction, err error) {
 	if err == nil {
 		d.read.Store(true)
-		if err = d.dst.CloseWrite(); err != nil {
+		if err = r.closeWrite(d.dst); err != nil {
 			err = writeError{err}
 		}
 	}
@@ -149,6 +151,19 @@ func (r *relay) passOn(d *direction, err error) {
 			r.failed(d, err)
 		}
 	}
+}
+
+// closeWrite ends the direction to c.
+func (r *relay) closeWrite(c Conn) error {
+	if l, ok := c.(lingerer); ok {
+		r.mu.Lock()
+		last := r.ended == 1 && r.err == nil
+		r.mu.Unlock()
+		if last {
+			return l.closeLast()
+		}
+	}
+	return c.CloseWrite()
 }
 
 // finished counts a direction that has ended. The first starts the watch over the other, the second

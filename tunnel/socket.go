@@ -69,10 +69,12 @@ func (s *socket) noteReset(err error) {
 // if a write was the one to hear of it, a read finds nothing but the end. A write that hears EPIPE
 // says that the end had come before.
 func (s *socket) end() error {
-	if !s.isDead() {
-		return io.EOF
+	if !s.writing.TryLock() {
+		if !s.isDead() {
+			return io.EOF
+		}
+		s.writing.Lock() // on a dead connection no write takes long
 	}
-	s.writing.Lock() // on a dead connection no write takes long
 	defer s.writing.Unlock()
 	if s.reset {
 		return os.NewSyscallError("read", syscall.ECONNRESET)

@@ -57,6 +57,11 @@ func TestNoDelayAndKeepAlive(t *testing.T) {
 		if socketOption(t, c, unix.SOL_SOCKET, unix.SO_KEEPALIVE) == 0 {
 			t.Errorf("%s: no SO_KEEPALIVE", name)
 		}
+		for option, want := range map[int]int{unix.TCP_KEEPIDLE: 15, unix.TCP_KEEPINTVL: 15, unix.TCP_KEEPCNT: 9} {
+			if got := socketOption(t, c, unix.IPPROTO_TCP, option); got != want {
+				t.Errorf("%s: option %d of tcp(7) is %d, want %d", name, option, got, want)
+			}
+		}
 	}
 }
 

@@ -12,6 +12,10 @@ func acceptFastOpen(uintptr, int) {}
 
 func connectFastOpen(uintptr) {}
 
+const acceptKeepAlive = 0 // as package net does it
+
+func keepAlive(uintptr) error { return nil }
+
 func setFwmark(uintptr, uint32) error {
 	return fmt.Errorf("fwmark needs Linux: %w", errors.ErrUnsupported)
 }

@@ -11,15 +11,15 @@ const tcpClosed = 7
 
 // unsent is how many bytes the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7)).
 func (s *socket) unsent() int {
-	if s.isDead() {
-		return 0 // what was lost stays counted for ever
-	}
 	n := 0
 	s.raw.Control(func(fd uintptr) {
 		if v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
 			n = v
 		}
 	})
+	if n > 0 && s.isDead() {
+		return 0 // what was lost stays counted for ever
+	}
 	return n
 }
 

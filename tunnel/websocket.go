@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha1"
 	"encoding/base64"
@@ -156,8 +158,112 @@ func (h *headReader) explain(err error) error {
 // Server serves HTTP on c until a request asks for the tunnel. Every other request is answered as by
 // any web server; if none asks for the tunnel, the error is ErrNoTunnel.
 func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
+	c = asSocket(c)
+	head, err := w.firstBytes(ctx, c, info)
+	if err != nil {
+		return nil, err
+	}
+	up := w.plainUpgrade(head)
+	if up == nil {
+		if up, err = w.serveHTTP(ctx, c, head, info); err != nil {
+			return nil, err
+		}
+	}
+	wake := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
+	_, err = io.WriteString(c, up.answer)
+	if !wake() {
+		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("websocket handshake: %w", err)
+	}
+	info.Path = w.Path
+	return newFrames(c, false, w, up.peer, up.pending), nil
+}
+
+// firstBytes waits for a visitor to speak, unless nothing new is to begin.
+func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte, error) {
+	begun, stop := info.untilDraining(ctx)
+	defer stop()
+	wake := context.AfterFunc(begun, func() { c.SetDeadline(past) })
+	b, err := readBuffer(c, probeSize)
+	defer b.free()
+	switch {
+	case !wake() && ctx.Err() != nil:
+		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
+	case begun.Err() != nil:
+		return nil, ErrNoTunnel
+	case b == nil:
+		if err == io.EOF {
+			c.CloseWrite() // over TLS an end without a close_notify looks cut off
+		}
+		return nil, ErrNoTunnel
+	}
+	info.startLimit()
+	return bytes.Clone(b.bytes()), nil
+}
+
+// plainUpgrade answers a request for the tunnel that came in one piece and has nothing unusual about
+// it, as all clients of ours send it. It is nil for every other: what is not beyond doubt is left to
+// net/http, whose answers are those of other web servers. That costs as much as all the rest of a connection.
+func (w *WebSocket) plainUpgrade(head []byte) *upgrade {
+	end := bytes.Index(head, []byte("\r\n\r\n"))
+	if end < 0 || !isPlainHead(head[:end+2]) {
+		return nil
+	}
+	end += 4
+	r, err := http.ReadRequest(bufio.NewReaderSize(bytes.NewReader(head[:end]), end))
+	if err != nil || !w.wants(r) {
+		return nil
+	}
+	up := newUpgrade(r)
+	up.pending = head[end:]
+	return up
+}
+
+// isPlainHead tells whether each line of head ends with CR LF and is of printable ASCII, each field is
+// a token followed by a colon, and there is one Host, of letters, digits, dots, hyphens and a port.
+func isPlainHead(head []byte) bool {
+	hosts := 0
+	for number, line := range bytes.Split(bytes.TrimSuffix(head, []byte("\r\n")), []byte("\r\n")) {
+		for _, b := range line {
+			if b < ' ' || b > '~' {
+				return false
+			}
+		}
+		if number == 0 {
+			continue
+		}
+		name, value, found := bytes.Cut(line, []byte(":"))
+		if !found || len(name) == 0 || !consistsOf(name, "-") {
+			return false
+		}
+		if strings.EqualFold(string(name), "Host") {
+			hosts++
+			if !consistsOf(bytes.TrimSpace(value), "-.:") {
+				return false
+			}
+		}
+	}
+	return hosts == 1
+}
+
+// consistsOf tells whether b has only letters, digits and the characters of others.
+func consistsOf(b []byte, others string) bool {
+	for _, c := range b {
+		isLetter, isDigit := 'a' <= c|0x20 && c|0x20 <= 'z', '0' <= c && c <= '9'
+		if !isLetter && !isDigit && strings.IndexByte(others, c) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// serveHTTP leaves c, of which head has been read, to net/http until a request asks for the tunnel.
+func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *Info) (*upgrade, error) {
 	visit := &visit{layer: w, info: info, ended: make(chan struct{})}
-	visit.conn = &borrowed{Conn: c}
+	ahead := &readAhead{Conn: c, pending: head}
+	visit.conn = &borrowed{Conn: ahead}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
@@ -203,16 +309,8 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 		c.CloseWrite() // over TLS an answer without a close_notify looks cut off
 		return nil, ErrNoTunnel
 	}
-	wake := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
-	_, err := io.WriteString(c, visit.tunnel.answer)
-	if !wake() {
-		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("websocket handshake: %w", err)
-	}
-	info.Path = w.Path
-	return newFrames(c, false, w, visit.tunnel.peer, visit.tunnel.pending), nil
+	visit.tunnel.pending = append(visit.tunnel.pending, ahead.pending...)
+	return visit.tunnel, nil
 }
 
 // visit is one connection while it belongs to net/http.
@@ -231,6 +329,18 @@ type upgrade struct {
 	answer  string
 	peer    peerKind
 	pending []byte
+}
+
+// newUpgrade answers r (RFC 6455, section 4.2.2).
+func newUpgrade(r *http.Request) *upgrade {
+	up := &upgrade{peer: kindOf(r)}
+	up.answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
+	if up.peer == peerRaimon {
+		up.answer += featureHeader + ": " + featureEnd + "\r\n"
+	}
+	up.answer += "\r\n"
+	return up
 }
 
 // state keeps the time limit: it runs while a visitor sends a request, not between requests.
@@ -257,13 +367,7 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	up := &upgrade{peer: kindOf(r)}
-	up.answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
-		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
-	if up.peer == peerRaimon {
-		up.answer += featureHeader + ": " + featureEnd + "\r\n"
-	}
-	up.answer += "\r\n"
+	up := newUpgrade(r)
 	_, rw, err := w.(http.Hijacker).Hijack()
 	if err != nil {
 		return
