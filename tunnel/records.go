@@ -70,8 +70,11 @@ func (r *records) ahead() int {
 	return r.in.len()
 }
 
-// Read hands out bytes of one record, its header apart from its body.
-func (r *records) Read(p []byte) (int, error) {
+// atBoundary tells whether all that has come was handed out, up to the end of a record.
+func (r *records) atBoundary() bool { return r.in == nil && r.have == 0 && r.left == 0 }
+
+// Read hands out bytes of one record, small ones whole.
+func (r *records) Read(p []byte) (n int, err error) {
 	if r.in == nil {
 		if r.quick {
 			return 0, wouldBlock{}
@@ -80,24 +83,23 @@ func (r *records) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	var n int
 	if r.left == 0 {
 		n = copy(p, r.in.bytes()[:min(recordHeader-r.have, r.in.len())])
+		r.in.start += n
 		r.have += copy(r.header[r.have:], p[:n])
 		if r.have == recordHeader {
 			r.left = int(binary.BigEndian.Uint16(r.header[3:]))
 			r.have = 0
 		}
-	} else {
-		n = copy(p, r.in.bytes()[:min(r.left, r.in.len())])
-		r.left -= n
 	}
-	r.in.start += n
+	body := copy(p[n:], r.in.bytes()[:min(r.left, r.in.len())])
+	r.in.start += body
+	r.left -= body
 	if r.in.len() == 0 {
 		r.in.free()
 		r.in = nil
 	}
-	return n, nil
+	return n + body, nil
 }
 
 // Write takes records from crypto/tls: during the handshake they go out at once, later with flush.

@@ -208,6 +208,10 @@ func (c *tlsConn) take() (*buffer, error) {
 	for room := b.room(bufferSize); len(room) > 0; room = b.room(bufferSize) {
 		n, err := c.Conn.Read(room)
 		b.end += n
+		if err == nil && n < len(room) && c.records.atBoundary() {
+			c.dry = true
+			return b, nil
+		}
 		if err == nil {
 			continue
 		}
