@@ -17,9 +17,9 @@ const (
 	headroom = 16
 	// tailroom stands free behind the data: what TLS adds to eight records (RFC 8446, section 5.2).
 	tailroom = 1 << 10
-	// maxLent bounds the large buffers in use, to 32 MiB: a buffer is held for as long as the peer takes
+	// maxLent bounds the large buffers in use, to 16 MiB: a buffer is held for as long as the peer takes
 	// nothing. Beyond it there are small ones.
-	maxLent = 256
+	maxLent = 128
 )
 
 // A frame header must fit before the data.

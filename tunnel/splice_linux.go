@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// pipeSize is asked of every pipe. The larger, the fewer calls; users other than root may own 64 MiB
-	// of them (pipe(7)).
-	pipeSize = 512 << 10
+	// pipeSize is asked of every pipe: the larger, the fewer calls, and the fewer frames.
+	pipeSize = 1 << 20
 	// smallestPipe is what a pipe must hold to be worth more than a copy. Past their share users get 8 KiB.
 	smallestPipe = 64 << 10
-	// maxPipes bounds the pipes of this process; beyond it bytes are copied.
-	maxPipes = 64
+	// maxPipes bounds the pipes of this process; beyond it bytes are copied. Users other than root may
+	// own 64 MiB of pipes (pipe(7)): enough for a client and an edge.
+	maxPipes = 32
 	// spliceSize is how much one splice may move: a pipe's room is counted in pieces, which from a socket
 	// are larger than the pages that pipeSize is made of.
 	spliceSize = 1 << 20
