@@ -20,9 +20,6 @@ const (
 	// maxPipes bounds the pipes of this process; beyond it bytes are copied. Users other than root may
 	// own 64 MiB of pipes (pipe(7)): enough for a client and an edge.
 	maxPipes = 32
-	// spliceSize is how much one splice may move: a pipe's room is counted in pieces, which from a socket
-	// are larger than the pages that pipeSize is made of.
-	spliceSize = 1 << 20
 	// pipeIdle is how long an unused pipe is kept.
 	pipeIdle = 2 * time.Second
 )
@@ -158,7 +155,7 @@ type spliceSink interface {
 	drain(p *pipe) error
 }
 
-func (s *socket) spliceable() (int, error) { return spliceSize, nil }
+func (s *socket) spliceable() (int, error) { return pipeSize, nil }
 func (s *socket) drainable() bool          { return true }
 
 func (s *socket) fill(max int) (*pipe, error) {
@@ -297,7 +294,7 @@ func (f *frames) spliceable() (int, error) {
 	if !unmasked || !worthIt || f.readErr != nil || len(f.pending) > 0 || f.header.OpCode.IsControl() {
 		return 0, nil
 	}
-	return int(min(f.left, spliceSize)), nil
+	return int(min(f.left, pipeSize)), nil
 }
 
 // readHeader reads a header of the size that the frame before had.
