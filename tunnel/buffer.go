@@ -9,9 +9,11 @@ import (
 )
 
 const (
-	// bufferSize is how much one read of moving data may take: eight TLS records.
+	// bufferSize is how much a large buffer holds: eight TLS records.
 	bufferSize = 128 << 10
-	// probeSize is the first read of data that may turn out to be a keystroke or a flood.
+	// bulkSize is how much one read of moving data may take: with a frame header, eight TLS records.
+	bulkSize = bufferSize - headroom
+	// probeSize is the first read of data that may turn out to be a keystroke or a flood: one record.
 	probeSize = 16 << 10
 	// headroom stands free before the data, so that a frame header and its payload are one write.
 	headroom = 16
@@ -46,10 +48,10 @@ func newBufferPool(size int) *bufferPool {
 }
 
 // newBuffer returns an empty buffer with room for a header before its data. It holds at least
-// probeSize, and bufferSize if size is more than that and not too many are in use.
+// probeSize, and bufferSize if size is more than that (and its tailroom) and not too many are in use.
 func newBuffer(size int) *buffer {
 	pool := smallBuffers
-	if size > probeSize {
+	if size > probeSize+tailroom {
 		if largeBuffers.lent.Add(1) <= maxLent {
 			pool = largeBuffers
 		} else {
@@ -77,9 +79,14 @@ func (b *buffer) size() int     { return len(b.array) - headroom - tailroom }
 func (b *buffer) len() int      { return b.end - b.start }
 func (b *buffer) bytes() []byte { return b.array[b.start:b.end] }
 
-// room is where up to limit bytes more may be read to.
+// room is where up to limit bytes more may be read to. A limit of more than the buffer's size, for TLS
+// records, takes the tailroom too.
 func (b *buffer) room(limit int) []byte {
-	return b.array[b.end:min(b.end+limit, headroom+b.size())]
+	end := headroom + b.size()
+	if limit > b.size() {
+		end = len(b.array)
+	}
+	return b.array[b.end:min(b.end+limit, end)]
 }
 
 // bufferReader is a Conn that waits for data without holding a buffer.

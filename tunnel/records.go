@@ -42,13 +42,14 @@ func (wouldBlock) Temporary() bool { return true }
 
 func (r *records) below() Conn { return r.Conn }
 
-// fill waits for bytes from the network unless there are some.
+// fill waits for bytes from the network unless there are some: for limit bytes of data at most, in whole
+// records if they have come.
 func (r *records) fill(limit int) error {
 	if r.in != nil {
 		return nil
 	}
 	if r.inErr == nil {
-		r.in, r.inErr = readBuffer(r.Conn, limit)
+		r.in, r.inErr = readBuffer(r.Conn, limit+tailroom)
 	}
 	if r.in != nil {
 		return nil
@@ -79,7 +80,7 @@ func (r *records) Read(p []byte) (n int, err error) {
 		if r.quick {
 			return 0, wouldBlock{}
 		}
-		if err := r.fill(bufferSize); err != nil {
+		if err := r.fill(probeSize); err != nil {
 			return 0, err
 		}
 	}
@@ -121,14 +122,15 @@ func (r *records) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// reserve prepares for the records of a Write, and returns how much of want that may bring.
+// reserve prepares for the records of a Write, and returns how much of want that may bring: a buffer
+// and a frame header at most.
 func (r *records) reserve(want int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.out == nil {
-		r.out = newBuffer(want)
+		r.out = newBuffer(want - headroom)
 	}
-	return len(r.out.room(want))
+	return min(want, headroom+r.out.size()-r.out.len())
 }
 
 // unflushed says whether bytes from before wait for the network.

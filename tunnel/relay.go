@@ -349,7 +349,7 @@ func (d *direction) copy() error {
 		}
 		limit := probeSize
 		if d.bulk {
-			limit = bufferSize
+			limit = bulkSize
 		}
 		b, err := readBuffer(d.src, limit)
 		if b != nil {
