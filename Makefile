@@ -15,7 +15,13 @@ BENCH =
 # The race detector needs cgo, which go turns off where it finds no C compiler.
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race,)
 
-.PHONY: help build demo test lint cross interop bench vuln clean
+# What every path through package tunnel has to pass.
+TUNNELS = Conformance|Echoes|Many|ByteByByte|Half|Cut|Reset|Early|LastReply
+
+# How long make soak lasts.
+SOAK = 100s
+
+.PHONY: help build demo test portable lint cross interop load soak bench vuln clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -32,10 +38,14 @@ test: ## run all tests, with the race detector where a C compiler is found
 	cd $(ACMETEST) && go test $(RACE) ./...
 	cd $(BENCHMODULE) && go test $(RACE) ./...
 
+portable: ## test tunnels without splice(2) and without the processor's AES and SIMD
+	go test $(RACE) -tags portable -run '$(TUNNELS)' ./tunnel
+	GODEBUG=cpu.all=off go test -tags portable,purego -run '$(TUNNELS)' -skip '/Everything' ./tunnel
+
 lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { echo 'not gofmt-ed:'; gofmt -l .; exit 1; }
-	go vet -tags interop ./...
-	go run $(STATICCHECK) -tags interop ./...
+	go vet -tags interop,load ./...
+	go run $(STATICCHECK) -tags interop,load ./...
 	cd $(ACMETEST) && go vet ./... && go run $(STATICCHECK) ./...
 	cd $(BENCHMODULE) && go vet ./... && go run $(STATICCHECK) ./...
 
@@ -54,6 +64,12 @@ bench: build ## install peers (apt, cargo, Go proxy) as far as they can be had, 
 	CGO_ENABLED=0 go build -trimpath -ldflags=-s -tags portable -o bin/portable/ ./cmd/...
 	CGO_ENABLED=0 go build -C $(BENCHMODULE) -o $(CURDIR)/bin/raimon-bench .
 	bin/raimon-bench $(BENCH)
+
+load: ## thousands of tunnels, little memory, system calls counted; on Linux, as root
+	go test -tags load -count=1 -v -timeout 20m -skip Soak ./internal/load
+
+soak: ## open, end, reset and kill at random; SOAK=1h for an hour
+	go test -tags load -count=1 -v -timeout 0 -run Soak ./internal/load -soak $(SOAK)
 
 vuln: ## govulncheck; needs its database, which is on the network
 	go run $(GOVULNCHECK) ./...

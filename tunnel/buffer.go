@@ -86,7 +86,22 @@ func (b *buffer) room(limit int) []byte {
 	if limit > b.size() {
 		end = len(b.array)
 	}
-	return b.array[b.end:min(b.end+limit, end)]
+	return b.array[b.end:max(b.end, min(b.end+limit, end))]
+}
+
+// release gives back the buffers that c, or a Conn below it, holds at its end: what came and was not read,
+// and what could not be sent. Nothing is read or written afterwards.
+func release(c Conn) {
+	for c != nil {
+		if r, ok := c.(interface{ release() }); ok {
+			r.release()
+		}
+		l, ok := c.(lower)
+		if !ok {
+			return
+		}
+		c = l.below()
+	}
 }
 
 // bufferReader is a Conn that waits for data without holding a buffer.

@@ -108,22 +108,26 @@ func (t Transport) String() string {
 
 // Client applies the dialing side of every layer in order.
 func (t Transport) Client(ctx context.Context, c Conn) (Conn, error) {
-	var err error
 	for _, layer := range t {
-		if c, err = layer.Client(ctx, c); err != nil {
+		upper, err := layer.Client(ctx, c)
+		if err != nil {
+			release(c)
 			return nil, err
 		}
+		c = upper
 	}
 	return c, nil
 }
 
 // Server applies the accepting side of every layer in order.
 func (t Transport) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
-	var err error
 	for _, layer := range t {
-		if c, err = layer.Server(ctx, c, info); err != nil {
+		upper, err := layer.Server(ctx, c, info)
+		if err != nil {
+			release(c)
 			return nil, err
 		}
+		c = upper
 	}
 	return c, nil
 }

@@ -155,6 +155,11 @@ func (s *session) handshakes() (accepted, dialed Conn, err error) {
 	if err != nil {
 		return nil, nil, strayError{err}
 	}
+	defer func() {
+		if err != nil {
+			release(accepted)
+		}
+	}()
 	bare, err := s.f.Dial(limited, info)
 	if err != nil {
 		refuse(accepted)

@@ -123,7 +123,7 @@ func (r *records) Write(p []byte) (int, error) {
 }
 
 // reserve prepares for the records of a Write, and returns how much of want that may bring: a buffer
-// and a frame header at most.
+// and a frame header at most. Where answers to the peer have piled up it is 0 or less: flush first.
 func (r *records) reserve(want int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -131,6 +131,15 @@ func (r *records) reserve(want int) int {
 		r.out = newBuffer(want - headroom)
 	}
 	return min(want, headroom+r.out.size()-r.out.len())
+}
+
+// release gives the buffers back at the end of the connection. Nobody reads or writes any more.
+func (r *records) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.in.free()
+	r.out.free()
+	r.in, r.out = nil, nil
 }
 
 // unflushed says whether bytes from before wait for the network.
@@ -160,7 +169,12 @@ func (r *records) flush() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.out != nil { // crypto/tls answered the peer meanwhile
-		out.end += copy(out.array[out.end:], r.out.bytes())
+		n := copy(out.array[out.end:], r.out.bytes())
+		out.end += n
+		r.out.start += n
+		if r.out.len() > 0 {
+			err = io.ErrShortBuffer // a record is lost, and with it the connection
+		}
 		r.out.free()
 	}
 	r.out = out

@@ -129,6 +129,8 @@ func (r *relay) end() {
 			silent()
 		}
 	}
+	release(r.a)
+	release(r.b)
 }
 
 // passOn tells the other end what d has ended with.

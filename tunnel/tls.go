@@ -32,6 +32,7 @@ func (t *TLS) Client(ctx context.Context, c Conn) (Conn, error) {
 	r := &records{Conn: asSocket(c)}
 	conn := tls.Client(r, t.ClientConfig)
 	if err := conn.HandshakeContext(ctx); err != nil {
+		r.release()
 		return nil, fmt.Errorf("tls handshake: %w", handshakeError(ctx, err))
 	}
 	return newTLSConn(conn, r), nil
@@ -44,6 +45,7 @@ func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 	r := &records{Conn: asSocket(c)}
 	conn := tls.Server(r, t.ServerConfig)
 	if err := conn.HandshakeContext(ctx); err != nil {
+		r.release()
 		refusePlain(c, err)
 		return nil, fmt.Errorf("tls handshake: %w", handshakeError(ctx, err))
 	}
@@ -51,6 +53,7 @@ func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 	info.TLS, info.ServerName = &state, state.ServerName
 	if state.NegotiatedProtocol == acmeTLS {
 		newTLSConn(conn, r).CloseWrite()
+		r.release()
 		return nil, errChallenge
 	}
 	return newTLSConn(conn, r), nil
@@ -240,7 +243,7 @@ func (c *tlsConn) Write(p []byte) (n int, err error) {
 		if err := c.ready(); err != nil {
 			return n, err
 		}
-		m, err := c.Conn.Write(p[:c.records.reserve(len(p))])
+		m, err := c.Conn.Write(p[:max(0, c.records.reserve(len(p)))])
 		n += m
 		if err != nil {
 			return n, err
@@ -262,8 +265,10 @@ func (c *tlsConn) ready() error {
 	if d := c.deadline.Load(); d != 0 && time.Now().UnixNano() >= d {
 		return os.ErrDeadlineExceeded
 	}
-	if c.records.unflushed() {
-		return c.records.flush()
+	for c.records.unflushed() {
+		if err := c.records.flush(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -283,6 +288,17 @@ func (c *tlsConn) CloseWrite() error {
 		return err
 	}
 	return c.records.flush()
+}
+
+// release gives back what the connection holds at its end, unless somebody still uses it.
+func (c *tlsConn) release() {
+	if c.reading.TryLock() {
+		defer c.reading.Unlock()
+		if c.writing.TryLock() {
+			defer c.writing.Unlock()
+			c.records.release()
+		}
+	}
 }
 
 // Close closes the connection at once. A close_notify is sent if nobody is writing.

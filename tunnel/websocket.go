@@ -186,6 +186,10 @@ func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte,
 	begun, stop := info.untilDraining(ctx)
 	defer stop()
 	wake := context.AfterFunc(begun, func() { c.SetDeadline(past) })
+	if info.limit == nil {
+		c.SetReadDeadline(time.Now().Add(siteIdle))
+		defer c.SetReadDeadline(time.Time{})
+	}
 	b, err := readBuffer(c, probeSize)
 	defer b.free()
 	switch {
@@ -208,16 +212,16 @@ func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte,
 // net/http, whose answers are those of other web servers. That costs as much as all the rest of a connection.
 func (w *WebSocket) plainUpgrade(head []byte) *upgrade {
 	end := bytes.Index(head, []byte("\r\n\r\n"))
-	if end < 0 || !isPlainHead(head[:end+2]) {
+	if end < 0 || end > probeSize || !isPlainHead(head[:end+2]) {
 		return nil
 	}
 	end += 4
 	r, err := http.ReadRequest(bufio.NewReaderSize(bytes.NewReader(head[:end]), end))
-	if err != nil || !w.wants(r) {
+	if err != nil || !w.wants(r) || r.Header["Expect"] != nil { // net/http may have something to say to that
 		return nil
 	}
 	up := newUpgrade(r)
-	up.pending = head[end:]
+	up.pending = bytes.Clone(head[end:])
 	return up
 }
 
@@ -225,13 +229,14 @@ func (w *WebSocket) plainUpgrade(head []byte) *upgrade {
 // a token followed by a colon, and there is one Host, of letters, digits, dots, hyphens and a port.
 func isPlainHead(head []byte) bool {
 	hosts := 0
-	for number, line := range bytes.Split(bytes.TrimSuffix(head, []byte("\r\n")), []byte("\r\n")) {
+	number := 0
+	for line := range bytes.SplitSeq(bytes.TrimSuffix(head, []byte("\r\n")), []byte("\r\n")) {
 		for _, b := range line {
 			if b < ' ' || b > '~' {
 				return false
 			}
 		}
-		if number == 0 {
+		if number++; number == 1 {
 			continue
 		}
 		name, value, found := bytes.Cut(line, []byte(":"))

@@ -74,7 +74,7 @@ type usage struct {
 
 // needsLess tells what allocations do not: stacks have grown, or many goroutines have ended.
 func (u usage) needsLess(before usage) bool {
-	return u.stacks > before.stacks+worthIt || u.goroutines+max(100, before.goroutines/8) < before.goroutines
+	return u.stacks > before.stacks+max(worthIt, before.used/8) || u.goroutines+max(100, before.goroutines/8) < before.goroutines
 }
 
 func look() usage {

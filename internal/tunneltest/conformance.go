@@ -312,7 +312,7 @@ func testByteByByte(t *testing.T, tr Transport) {
 	t.Run("Segments", func(t *testing.T) {
 		noLeaks(t, "socket:")
 		dialed, accepted := Pair(t)
-		client, server := Wrap(t, tr, crumbs{dialed}, crumbs{accepted})
+		client, server := Wrap(t, tr, Crumbs{dialed}, Crumbs{accepted})
 		done := make(chan error, 2)
 		go func() { done <- Exchange(client, 10_000, 5000, 1) }()
 		go func() { done <- Exchange(server, 5000, 10_000, 2) }()
@@ -322,20 +322,6 @@ func testByteByByte(t *testing.T, tr Transport) {
 			}
 		}
 	})
-}
-
-// crumbs reads and writes one byte at a time.
-type crumbs struct{ tunnel.Conn }
-
-func (c crumbs) Read(p []byte) (int, error) { return c.Conn.Read(p[:min(len(p), 1)]) }
-
-func (c crumbs) Write(p []byte) (int, error) {
-	for i := range p {
-		if _, err := c.Conn.Write(p[i : i+1]); err != nil {
-			return i, err
-		}
-	}
-	return len(p), nil
 }
 
 // testCancel ends a handshake with a silent peer. The connection stays its owner's, open and working.
