@@ -30,21 +30,17 @@ const (
 	share = 0.7
 )
 
-// Manage runs until ctx ends. A limit that GOMEMLIMIT sets stays as it is (package runtime).
+// Manage runs until ctx ends, and up to lookSeldom longer. A limit that GOMEMLIMIT sets stays as it is (package runtime).
 func Manage(ctx context.Context) {
 	if limit := containerLimit(); limit > 0 && os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(int64(share * float64(limit)))
 	}
 	before := look()
 	collected := before // as the last collection here has left it
-	pause := lookOften
-	tick := time.NewTimer(pause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
+	for pause := lookOften; ; {
+		sleep(pause)
+		if ctx.Err() != nil {
 			return
-		case <-tick.C:
 		}
 		now := look()
 		allocated := now.allocated - before.allocated
@@ -60,7 +56,6 @@ func Manage(ctx context.Context) {
 		default:
 			pause = min(2*pause, lookSeldom)
 		}
-		tick.Reset(pause)
 	}
 }
 
