@@ -182,7 +182,10 @@ func (s *suite) goroutinesRace(t *testing.T) {
 func (s *suite) processesRace(t *testing.T) {
 	address, file := s.New(t), counter(t)
 	a, b := s.start(t, address), s.start(t, address)
-	order := fmt.Sprintf("count %s 100", file)
+	for _, c := range []*child{a, b} { // so that neither is done before the other has started
+		c.do(fmt.Sprintf("count %s 1", file))
+	}
+	order := fmt.Sprintf("count %s 99", file)
 	a.send(order)
 	b.send(order)
 	for _, c := range []*child{a, b} {

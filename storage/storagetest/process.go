@@ -197,6 +197,7 @@ func count(ctx context.Context, st certmagic.Storage, file string) error {
 		if err != nil {
 			return fmt.Errorf("another writes too: %w", err)
 		}
+		time.Sleep(time.Millisecond) // a slow writer: without a lock another gets in between
 		if err := os.WriteFile(file, []byte(strconv.Itoa(n+1)), 0o600); err != nil {
 			return err
 		}
