@@ -15,18 +15,9 @@ import (
 // startTunnel runs client and edge of a transport before target and returns the client's address.
 func startTunnel(t testing.TB, tr tunneltest.Transport, target string) string {
 	t.Helper()
-	dial := func(addr string) func(context.Context, *tunnel.Info) (tunnel.Conn, error) {
-		return func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
-			c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-			if err != nil {
-				return nil, err
-			}
-			return c.(*net.TCPConn), nil
-		}
-	}
-	edge := &tunnel.Forwarder{Accept: tr.Server, Dial: dial(target), Drain: -1}
+	edge := &tunnel.Forwarder{Accept: tr.Server, Dial: dialTCP(target), Drain: -1}
 	edgeAddr := serveForwarder(t, edge)
-	client := &tunnel.Forwarder{Connect: tr.Client, Dial: dial(edgeAddr), Drain: -1}
+	client := &tunnel.Forwarder{Connect: tr.Client, Dial: dialTCP(edgeAddr), Drain: -1}
 	return serveForwarder(t, client)
 }
 

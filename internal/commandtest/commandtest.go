@@ -35,15 +35,30 @@ type withOther struct {
 }
 
 func (m *withOther) Run() int {
+	return WithPrograms(m.M, func(dir string) error {
+		build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "raimon/cmd/"+m.other)
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", m.other, err, out)
+		}
+		return nil
+	})
+}
+
+// WithPrograms runs the tests and returns their exit status. The folder into which build puts programs is
+// first in PATH meanwhile, and other users may run what is in it.
+func WithPrograms(m *testing.M, build func(dir string) error) int {
 	dir, err := os.MkdirTemp("", "commandtest")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "raimon/cmd/"+m.other)
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build %s: %v\n%s", m.other, err, out)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	// A proxy in the environment of the tests is no part of them.
@@ -52,5 +67,5 @@ func (m *withOther) Run() int {
 	}
 	os.Setenv("GORACE", gorace)
 	os.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
-	return m.M.Run()
+	return m.Run()
 }

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"raimon/internal/commandtest"
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -18,30 +20,12 @@ func run(m *testing.M) int {
 	if os.Getenv(partVariable) != "" { // the parent has built them
 		return m.Run()
 	}
-	dir, err := os.MkdirTemp("", "load")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if err := build(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	// A proxy in the environment of the tests is no part of them.
-	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
-		os.Unsetenv(name)
-	}
-	os.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
-	return m.Run()
+	return commandtest.WithPrograms(m, build)
 }
 
 // build makes both programs as they are released, but with testdata/inspect.go added: that does nothing unless the
 // environment asks for it.
 func build(dir string) error {
-	if err := os.Chmod(dir, 0o755); err != nil { // some tests run them as another user
-		return err
-	}
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		return err

@@ -12,9 +12,11 @@ import (
 	"runtime"
 	"strconv"
 	"testing"
+
+	"raimon/internal/commandtest"
 )
 
-// bin is where TestMain puts raimons and raimonc.
+// bin is where build puts raimons and raimonc.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -22,21 +24,10 @@ func TestMain(m *testing.M) {
 	if n := flag.Lookup("test.parallel"); n.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		n.Value.Set("8") // most of the time is spent waiting
 	}
-	os.Exit(run(m))
+	os.Exit(commandtest.WithPrograms(m, build))
 }
 
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "raimon-acme")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	// Other users run them, too: TestPlugin.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
+func build(dir string) error {
 	bin = dir
 	arguments := []string{"build", "-o", dir + string(filepath.Separator)}
 	if race {
@@ -45,13 +36,7 @@ func run(m *testing.M) int {
 	build := exec.Command("go", append(arguments, "./cmd/raimons", "./cmd/raimonc")...)
 	build.Dir = filepath.Join("..", "..", "..")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n%s", build, err, out)
-		return 1
+		return fmt.Errorf("%s: %w\n%s", build, err, out)
 	}
-	// A proxy in the environment of the tests is no part of them.
-	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
-		os.Unsetenv(name)
-	}
-	os.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector holds up each end of a process for a second
-	return m.Run()
+	return nil
 }

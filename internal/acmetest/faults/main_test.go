@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"raimon/internal/commandtest"
 )
 
 const (
@@ -26,29 +28,10 @@ func run(m *testing.M) int {
 	if flag.Lookup("test.parallel").Value.String() == flag.Lookup("test.parallel").DefValue {
 		flag.Set("test.parallel", "12") // they wait most of the time
 	}
-	dir, err := os.MkdirTemp("", "faults")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if err := build(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	// A proxy in the environment of the tests is no part of them.
-	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
-		os.Unsetenv(name)
-	}
-	os.Setenv("GORACE", "atexit_sleep_ms=0")
-	os.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
-	return m.Run()
+	return commandtest.WithPrograms(m, build)
 }
 
 func build(dir string) error {
-	if err := os.Chmod(dir, 0o755); err != nil { // some tests run them as another user
-		return err
-	}
 	root, err := filepath.Abs("../../..")
 	if err != nil {
 		return err
