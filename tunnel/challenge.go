@@ -9,8 +9,8 @@ import (
 // RFC 8737, section 3).
 const acmeTLS = "acme-tls/1"
 
-// errChallenge ends the connection of a CA that has what it wanted.
-var errChallenge = errors.New("an ACME challenge was answered")
+// ErrChallenge ends the connection of a CA that has what it wanted.
+var ErrChallenge = errors.New("an ACME challenge was answered")
 
 // ServeChallenges makes config answer TLS-ALPN-01 probes with what its GetCertificate has for them.
 // TLS.Server ends such a connection after the handshake. Probes get no tickets and are not asked for

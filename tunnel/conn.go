@@ -29,21 +29,25 @@ type Info struct {
 	ServerName string
 	// Path is the request target of the WebSocket upgrade; empty without WebSocket.
 	Path string
-	// TLS is the state after the TLS handshake; nil without TLS.
+	// TLS is the state after the TLS handshake; nil without TLS, and once the tunnel is open.
 	TLS *tls.ConnectionState
+	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
+	Route any
+	// Attrs go into the log line of the connection, as pairs or slog.Attr.
+	Attrs []any
 
 	limit    *time.Timer     // ends handshakes and dial; nil: no limit
 	timeout  time.Duration   // what limit is set to
 	draining context.Context // ends when nothing new is to begin; nil: never
 }
 
-// untilDraining returns ctx for what is not worth waiting for when nothing new is to begin.
-func (i *Info) untilDraining(ctx context.Context) (context.Context, func()) {
+// UntilDraining returns ctx for what is not worth waiting for when nothing new is to begin.
+func (i *Info) UntilDraining(ctx context.Context) (context.Context, func()) {
 	if i.draining == nil {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	unhook := context.AfterFunc(i.draining, func() { cancel(errDrained) })
+	unhook := context.AfterFunc(i.draining, func() { cancel(ErrDrained) })
 	return ctx, func() {
 		unhook()
 		cancel(nil)

@@ -14,8 +14,8 @@ import (
 // ErrTimeout ends a handshake or dial that took longer than Forwarder.Timeout.
 var ErrTimeout = errors.New("handshake and dial took too long")
 
-// errDrained cuts the tunnels that are still open when draining has lasted long enough.
-var errDrained = errors.New("shut down while the tunnel was open")
+// ErrDrained cuts the tunnels that are still open when draining has lasted long enough.
+var ErrDrained = errors.New("shut down while the tunnel was open")
 
 // Forwarder accepts connections, dials one for each, and relays. It is the edge as well as the
 // client: only the side of the transport differs.
@@ -35,22 +35,36 @@ type Forwarder struct {
 	// Drain is how long open tunnels may go on after Serve's context has ended.
 	// Zero means 10 seconds; negative means not at all.
 	Drain time.Duration
+	// Opened is told of each tunnel when both of its ends are there. It must not block. Nil is not told.
+	Opened func(*Session)
 	// Hint says what a user can do about an error of a tunnel, for the log. Nil says nothing.
 	Hint func(error) string
-	// Log takes one line for each connection: at debug level where all went well. Nil discards them.
+	// Log takes one line for each connection. Nil discards them.
 	Log *slog.Logger
+	// Level is the level of the line about a tunnel that went well; zero is slog.LevelInfo.
+	Level slog.Level
 }
 
 // Serve forwards what l accepts until ctx ends. It then closes l, lets open tunnels go on for Drain,
 // cuts the rest, and returns nil when every goroutine that it started has ended. An error of Accept
 // never ends it: it waits a little and tries again.
 func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
-	defer context.AfterFunc(ctx, func() { l.Close() })()
-	cut, stop := f.drainAfter(ctx)
+	cut, stop := DrainAfter(ctx, func() time.Duration { return f.Drain })
 	defer stop()
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
+	return Accept(ctx, l, func(c Conn) {
+		sessions.Add(1)
+		f.Start(cut, ctx, c, func(*Session, error) { sessions.Done() })
+	}, func(err error, pause time.Duration) {
+		f.log().Error("accept", "error", err, f.hint(err), "retry_in", pause.String())
+	})
+}
 
+// Accept calls start for each connection that l accepts until ctx ends, and then closes l. An error of
+// l is told to failed, together with the pause before the next attempt; only net.ErrClosed ends Accept.
+func Accept(ctx context.Context, l net.Listener, start func(Conn), failed func(error, time.Duration)) error {
+	defer context.AfterFunc(ctx, func() { l.Close() })()
 	pause := time.Duration(0)
 	for {
 		c, err := l.Accept()
@@ -65,7 +79,7 @@ func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
 				return fmt.Errorf("accept: %w", err)
 			}
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			f.log().Error("accept", "error", err, f.hint(err), "retry_in", pause.String())
+			failed(err, pause)
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
@@ -73,20 +87,20 @@ func (f *Forwarder) Serve(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		pause = 0
-		sessions.Add(1)
-		go f.session(cut, ctx, c.(Conn), func(error) { sessions.Done() }).open()
+		start(c.(Conn))
 	}
 }
 
-// drainAfter returns a context that ends when Drain has passed after the end of ctx.
-func (f *Forwarder) drainAfter(ctx context.Context) (cut context.Context, stop func()) {
+// DrainAfter returns a context that ends some time after ctx has ended, and a function that ends it at
+// once. Drain says then how long that is: zero means 10 seconds; negative means at once.
+func DrainAfter(ctx context.Context, drain func() time.Duration) (cut context.Context, stop func()) {
 	cut, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	var mu sync.Mutex
 	var timer *time.Timer
 	unhook := context.AfterFunc(ctx, func() {
 		mu.Lock()
 		defer mu.Unlock()
-		timer = time.AfterFunc(max(0, orDefault(f.Drain, 10*time.Second)), func() { cancel(errDrained) })
+		timer = time.AfterFunc(max(0, orDefault(drain(), 10*time.Second)), func() { cancel(ErrDrained) })
 	})
 	return cut, func() {
 		unhook()
@@ -103,55 +117,89 @@ func (f *Forwarder) drainAfter(ctx context.Context) (cut context.Context, stop f
 // It returns when the tunnel has ended, or at once when ctx ends.
 func (f *Forwarder) Handle(ctx context.Context, c Conn) error {
 	ended := make(chan error, 1)
-	f.session(ctx, ctx, c, func(err error) { ended <- err }).open()
+	f.session(ctx, ctx, c, func(_ *Session, err error) { ended <- err }).open()
 	return <-ended
 }
 
-// session is the life of one connection: open, then a relay, then close.
-type session struct {
+// Start forwards one connection, closes it, and then calls ended, on a goroutine of the session. It
+// returns at once. The end of ctx cuts the tunnel; that of draining only keeps it from coming about.
+func (f *Forwarder) Start(ctx, draining context.Context, c Conn, ended func(*Session, error)) {
+	go f.session(ctx, draining, c, ended).open()
+}
+
+// Session is the life of one connection: open, then a relay, then close.
+type Session struct {
 	f             *Forwarder
 	ctx, draining context.Context
 
+	info             Info
 	accepted, dialed Conn // bare; ours to close
-	client           net.Addr
-	serverName       string
 	begin            time.Time
 	relay            *relay // nil: the tunnel did not come about
-	ended            func(error)
+	ended            func(*Session, error)
 }
 
-func (f *Forwarder) session(ctx, draining context.Context, c Conn, ended func(error)) *session {
-	return &session{f: f, ctx: ctx, draining: draining, accepted: c, client: c.RemoteAddr(), begin: time.Now(), ended: ended}
+// Info is what is known of the connection. It is complete, and no longer changes, once the tunnel is open.
+func (s *Session) Info() *Info { return &s.info }
+
+// Begin is when the connection was accepted.
+func (s *Session) Begin() time.Time { return s.begin }
+
+// Open tells whether the tunnel has come about.
+func (s *Session) Open() bool { return s.relay != nil }
+
+// Sent is how many bytes of the client have been handed on.
+func (s *Session) Sent() int64 {
+	if s.relay == nil {
+		return 0
+	}
+	return s.relay.forth.moved.Load()
+}
+
+// Received is how many bytes have come back for the client.
+func (s *Session) Received() int64 {
+	if s.relay == nil {
+		return 0
+	}
+	return s.relay.back.moved.Load()
+}
+
+func (f *Forwarder) session(ctx, draining context.Context, c Conn, ended func(*Session, error)) *Session {
+	s := &Session{f: f, ctx: ctx, draining: draining, accepted: c, begin: time.Now(), ended: ended}
+	s.info = Info{Client: c.RemoteAddr(), draining: draining}
+	return s
 }
 
 // open makes the tunnel and leaves it to its relay, whose end closes it. Handshakes make a stack grow;
 // the goroutine that called has no further use for its own.
-func (s *session) open() {
+func (s *Session) open() {
 	a, b, err := s.handshakes()
 	if err != nil {
 		s.close(err)
 		return
 	}
 	s.relay = newRelay(s.ctx, a, b, orDefault(s.f.Linger, time.Minute))
+	if s.f.Opened != nil {
+		s.f.Opened(s)
+	}
 	s.relay.start(func() { s.close(s.relay.err) })
 }
 
-func (s *session) close(err error) {
+func (s *Session) close(err error) {
 	s.tell(err)
 	if s.dialed != nil {
 		s.dialed.Close()
 	}
 	s.accepted.Close()
-	s.ended(err)
+	s.ended(s, err)
 }
 
 // handshakes make the two ends of the tunnel.
-func (s *session) handshakes() (accepted, dialed Conn, err error) {
-	info := &Info{Client: s.client, draining: s.draining}
+func (s *Session) handshakes() (accepted, dialed Conn, err error) {
+	info := &s.info
 	limited, cancel := s.f.limit(s.ctx, info)
 	defer cancel()
 	accepted, err = s.f.Accept.Server(limited, s.accepted, info)
-	s.serverName = info.ServerName
 	if err != nil {
 		return nil, nil, strayError{err}
 	}
@@ -176,32 +224,31 @@ func (s *session) handshakes() (accepted, dialed Conn, err error) {
 		refuse(accepted)
 		return nil, nil, context.Cause(limited)
 	}
+	info.TLS = nil // it has served its purpose, and is large
 	return accepted, dialed, nil
 }
 
 // tell leaves the one line that tells what became of the connection.
-func (s *session) tell(err error) {
-	var sent, received int64
-	if s.relay != nil {
-		sent, received = s.relay.forth.moved.Load(), s.relay.back.moved.Load()
-	}
+func (s *Session) tell(err error) {
 	log := s.f.log()
-	if err == nil && !log.Enabled(context.Background(), slog.LevelDebug) {
+	if err == nil && !log.Enabled(context.Background(), s.f.Level) {
 		return
 	}
-	log = log.With("client", addrString(s.client))
-	if s.serverName != "" {
-		log = log.With("sni", s.serverName)
+	sent, received := s.Sent(), s.Received()
+	log = log.With("client", addrString(s.info.Client))
+	if s.info.ServerName != "" {
+		log = log.With("sni", s.info.ServerName)
 	}
+	log = log.With(s.info.Attrs...)
 	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(s.begin).Round(time.Millisecond).String())
 	switch {
 	case err == nil:
-		log.Debug("tunnel closed", traffic)
+		log.Log(context.Background(), s.f.Level, "tunnel closed", traffic)
 	case isStray(err) || sent+received == 0 && hasLeft(s.accepted):
 		// Whoever probes a port is gone before there is anything to say.
 		log.Debug("no tunnel", "error", err)
-	case isReset(err) && !isUnreached(err):
-		log.Debug("tunnel reset", "error", err, traffic) // programs do that all the time
+	case IsReset(err) && !isUnreached(err):
+		log.Log(context.Background(), s.f.Level, "tunnel reset", "error", err, traffic) // programs do that all the time
 	default:
 		log.Warn("tunnel failed", "error", err, s.f.hint(err), traffic)
 	}
@@ -263,7 +310,7 @@ func isUnreached(err error) bool {
 func hasLeft(c Conn) bool {
 	c.SetReadDeadline(time.Now().Add(time.Millisecond))
 	n, err := c.Read(make([]byte, 1))
-	return n == 0 && (err == io.EOF || errors.Is(err, net.ErrClosed) || isReset(err))
+	return n == 0 && (err == io.EOF || errors.Is(err, net.ErrClosed) || IsReset(err))
 }
 
 // hint is what a user can do about err, for the end of a log line.

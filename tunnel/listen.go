@@ -22,6 +22,9 @@ type ListenConfig struct {
 	Fwmark uint32
 	// Log receives a warning when an address is left out; nil means slog.Default().
 	Log *slog.Logger
+	// Have returns a listener that is open already, to be used for an address; nil where there is none. A nil
+	// function has none.
+	Have func(address string) net.Listener
 }
 
 // Listen listens on every address, in the forms of ParseAddress; never on UDP. It returns the
@@ -36,14 +39,30 @@ type ListenConfig struct {
 //
 // The error matches syscall.EADDRINUSE when somebody else listens there, and fs.ErrExist when a
 // unix path is a file that is not a socket.
-func (c *ListenConfig) Listen(ctx context.Context, addresses ...string) (_ []net.Listener, err error) {
+func (c *ListenConfig) Listen(ctx context.Context, addresses ...string) ([]net.Listener, error) {
+	opened, err := c.Open(ctx, addresses...)
+	if err != nil {
+		return nil, err
+	}
+	var listeners []net.Listener
+	for _, address := range addresses {
+		if l := opened[address]; l != nil {
+			listeners = append(listeners, l)
+		}
+	}
+	return listeners, nil
+}
+
+// Open is Listen, with the listeners by their addresses. What Have had is not closed when there is an error.
+func (c *ListenConfig) Open(ctx context.Context, addresses ...string) (_ map[string]net.Listener, err error) {
 	if len(addresses) == 0 {
 		return nil, errors.New("listen: no address given")
 	}
-	var listeners []net.Listener
+	listeners := make(map[string]net.Listener)
+	var fresh []net.Listener
 	defer func() {
 		if err != nil {
-			for _, l := range listeners {
+			for _, l := range fresh {
 				l.Close()
 			}
 		}
@@ -53,6 +72,15 @@ func (c *ListenConfig) Listen(ctx context.Context, addresses ...string) (_ []net
 		network, name, err := ParseAddress(address)
 		if err != nil {
 			return nil, err
+		}
+		if listeners[address] != nil {
+			return nil, fmt.Errorf("listen %s: the address is given twice", address)
+		}
+		if c.Have != nil {
+			if l := c.Have(address); l != nil {
+				listeners[address] = l
+				continue
+			}
 		}
 		if network == "tcp" {
 			network = family(name, portShared(addresses, i))
@@ -66,7 +94,8 @@ func (c *ListenConfig) Listen(ctx context.Context, addresses ...string) (_ []net
 		if err != nil {
 			return nil, err
 		}
-		listeners = append(listeners, l)
+		listeners[address] = l
+		fresh = append(fresh, l)
 	}
 	if len(listeners) == 0 {
 		return nil, errors.Join(leftOut...)

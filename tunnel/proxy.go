@@ -263,6 +263,15 @@ type readAhead struct {
 	pending []byte
 }
 
+// ReadAhead returns c with bytes before it that were read from it already, and that Read returns first. It
+// keeps them.
+func ReadAhead(c Conn, pending []byte) Conn {
+	if len(pending) == 0 {
+		return c
+	}
+	return &readAhead{Conn: c, pending: pending}
+}
+
 // Read returns the pending bytes first.
 func (r *readAhead) Read(b []byte) (int, error) {
 	if len(r.pending) == 0 {

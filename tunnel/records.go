@@ -42,6 +42,19 @@ func (wouldBlock) Temporary() bool { return true }
 
 func (r *records) below() Conn { return r.Conn }
 
+// putBack makes b the next that is read. It is called before the first Read.
+func (r *records) putBack(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	r.in = newBuffer(len(b))
+	n := copy(r.in.room(len(b)), b)
+	r.in.end += n
+	if n < len(b) {
+		r.Conn = &readAhead{Conn: r.Conn, pending: b[n:]}
+	}
+}
+
 // fill waits for bytes from the network unless there are some: for limit bytes of data at most, in whole
 // records if they have come.
 func (r *records) fill(limit int) error {

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// isReset tells whether err is a connection reset by the peer.
-func isReset(err error) bool {
+// IsReset tells whether err is a connection reset by the peer.
+func IsReset(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

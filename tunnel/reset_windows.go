@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// isReset tells whether err is a connection reset by the peer.
-func isReset(err error) bool {
+// IsReset tells whether err is a connection reset by the peer.
+func IsReset(err error) bool {
 	for _, e := range []error{windows.WSAECONNRESET, windows.WSAECONNABORTED, windows.WSAENOTCONN, windows.WSAESHUTDOWN} {
 		if errors.Is(err, e) {
 			return true

@@ -124,11 +124,15 @@ type prefixed interface {
 	Detach() (pending []byte, c Conn)
 }
 
-// detach takes what was read ahead from c.
-func detach(c Conn) (Conn, []byte) {
-	if p, ok := c.(prefixed); ok {
-		pending, bare := p.Detach()
-		return bare, pending
+// detach takes what was read ahead from c, in several steps where there were several.
+func detach(c Conn) (bare Conn, ahead []byte) {
+	for {
+		p, ok := c.(prefixed)
+		if !ok {
+			return c, ahead
+		}
+		var pending []byte
+		pending, c = p.Detach()
+		ahead = append(ahead, pending...)
 	}
-	return c, nil
 }

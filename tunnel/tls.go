@@ -40,9 +40,11 @@ func (t *TLS) Client(ctx context.Context, c Conn) (Conn, error) {
 
 // Server does the handshake of the side that accepted, and notes server name and state in info.
 func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
-	ctx, stop := info.untilDraining(ctx)
+	ctx, stop := info.UntilDraining(ctx)
 	defer stop()
+	c, ahead := detach(c)
 	r := &records{Conn: asSocket(c)}
+	r.putBack(ahead)
 	conn := tls.Server(r, t.ServerConfig)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		r.release()
@@ -54,7 +56,7 @@ func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 	if state.NegotiatedProtocol == acmeTLS {
 		newTLSConn(conn, r).CloseWrite()
 		r.release()
-		return nil, errChallenge
+		return nil, ErrChallenge
 	}
 	return newTLSConn(conn, r), nil
 }

@@ -13,13 +13,14 @@ import (
 // upgrade is what a request for the tunnel leaves behind.
 type upgrade struct {
 	answer  string
+	path    string
 	peer    peerKind
 	pending []byte
 }
 
 // newUpgrade answers r (RFC 6455, section 4.2.2).
 func newUpgrade(r *http.Request) *upgrade {
-	up := &upgrade{peer: kindOf(r)}
+	up := &upgrade{path: r.RequestURI, peer: kindOf(r)}
 	up.answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
 		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
 	if up.peer == peerRaimon {
@@ -32,14 +33,18 @@ func newUpgrade(r *http.Request) *upgrade {
 // plainUpgrade answers a request for the tunnel that came in one piece and has nothing unusual about
 // it, as all clients of ours send it. It is nil for every other: what is not beyond doubt is left to
 // net/http, whose answers are those of other web servers. That costs as much as all the rest of a connection.
-func (w *WebSocket) plainUpgrade(head []byte) *upgrade {
+func (w *WebSocket) plainUpgrade(head []byte, info *Info) *upgrade {
 	end := bytes.Index(head, []byte("\r\n\r\n"))
 	if end < 0 || end > probeSize || !isPlainHead(head[:end+2]) {
 		return nil
 	}
 	end += 4
 	r, err := http.ReadRequest(bufio.NewReaderSize(bytes.NewReader(head[:end]), end))
-	if err != nil || !w.wants(r) || r.Header["Expect"] != nil { // net/http may have something to say to that
+	if err != nil || !IsUpgrade(r) || r.Header["Expect"] != nil { // net/http may have something to say to that
+		return nil
+	}
+	r.TLS, r.RemoteAddr = info.TLS, addrString(info.Client)
+	if !w.matches(r, info) {
 		return nil
 	}
 	up := newUpgrade(r)
@@ -86,24 +91,32 @@ func consistsOf(b []byte, others string) bool {
 	return true
 }
 
-// wants tells whether r asks for this tunnel: RFC 6455, section 4.2.1, our host and our path.
-func (w *WebSocket) wants(r *http.Request) bool {
+// IsUpgrade tells whether r asks for a WebSocket (RFC 6455, section 4.2.1).
+func IsUpgrade(r *http.Request) bool {
 	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key"))
 	return r.Method == http.MethodGet && r.ProtoMajor == 1 && r.ProtoMinor >= 1 &&
-		r.RequestURI == w.Path && w.isHost(r.Host) &&
 		r.ContentLength == 0 && len(r.TransferEncoding) == 0 &&
 		hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket") &&
 		r.Header.Get("Sec-WebSocket-Version") == "13" &&
 		len(r.Header["Sec-Websocket-Key"]) == 1 && err == nil && len(key) == 16
 }
 
-// isHost compares host with ours, and without its port where ours has none.
-func (w *WebSocket) isHost(host string) bool {
-	if w.Host == "" || strings.EqualFold(host, w.Host) {
+// matches tells whether r, which asks for a WebSocket, asks for this tunnel.
+func (w *WebSocket) matches(r *http.Request, info *Info) bool {
+	if w.Match != nil {
+		return w.Match(r, info)
+	}
+	return r.RequestURI == w.Path && (w.Host == "" || SameHost(r.Host, w.Host))
+}
+
+// SameHost tells whether the Host header of a request is the host that is expected: with its port, or
+// where that has none, without.
+func SameHost(header, expected string) bool {
+	if strings.EqualFold(header, expected) {
 		return true
 	}
-	bare := (&url.URL{Host: host}).Hostname()
-	return !strings.Contains(w.Host, ":") && strings.EqualFold(bare, w.Host)
+	bare := (&url.URL{Host: header}).Hostname()
+	return !strings.Contains(expected, ":") && strings.EqualFold(bare, expected)
 }
 
 // kindOf tells by its request how the peer says and takes an end.

@@ -28,6 +28,11 @@ const (
 	maxHead = 64 << 10
 	// siteIdle is how long a visitor's connection is kept between requests.
 	siteIdle = time.Minute
+	// siteStreams is how many requests of a visitor are answered at a time over HTTP/2.
+	siteStreams = 100
+	// maxRequests is how many requests a connection may bring, as with other web servers: who has more to say shakes
+	// hands anew, and meets the limits on that. Over HTTP/2 a request and its reset cost the client next to nothing.
+	maxRequests = 1000
 )
 
 // ErrNoTunnel says that an HTTP connection ended without having become a tunnel.
@@ -38,7 +43,8 @@ var ErrNoAnswer = fmt.Errorf("the peer closed the connection without an answer: 
 
 // UpgradeError says that the peer answered HTTP, but not with an upgrade.
 type UpgradeError struct {
-	Status int // of the answer
+	Status int  // of the answer
+	Token  bool // one was sent
 }
 
 func (e *UpgradeError) Error() string {
@@ -51,12 +57,19 @@ type WebSocket struct {
 	Host string
 	// Path is the request target, with a query if it has one, to the letter.
 	Path string
+	// Token gives the token that the client sends (RFC 6750, section 2.1), for each connection anew: printable
+	// ASCII without blanks. Nil sends none. An error of it ends the handshake. An edge checks with Match.
+	Token func(ctx context.Context) (string, error)
 	// Mask is how the client masks.
 	Mask Mask
 	// Ping is the silence after which a Ping is sent. Zero means 30 seconds; negative means never.
 	Ping time.Duration
-	// Site answers whatever does not ask for the tunnel. Nil answers 404.
+	// Site answers whatever does not ask for the tunnel. Nil answers 404. Its requests have the address of
+	// Info.Client, and the state of Info.TLS. Where it hijacks a connection, it returns when that has ended.
 	Site http.Handler
+	// Match decides for the edge, in place of Host and Path, which of the well-formed upgrade requests open
+	// the tunnel. It may be asked twice about a request that it refuses. Nil compares Host and Path.
+	Match func(r *http.Request, info *Info) bool
 }
 
 func (w *WebSocket) pingInterval() time.Duration {
@@ -68,6 +81,10 @@ func (w *WebSocket) pingInterval() time.Duration {
 
 // Client asks the peer for an upgrade. Nothing is sent before its answer has come.
 func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
+	header, err := w.header(ctx)
+	if err != nil {
+		return nil, err
+	}
 	c = asSocket(c)
 	wake := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
 	defer wake()
@@ -76,8 +93,8 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	dialer := ws.Dialer{
 		Host: w.Host,
 		// All of the head is one write.
-		WriteBufferSize: ws.DefaultClientWriteBufferSize + len(w.Path) + len(w.Host),
-		Header:          ws.HandshakeHeaderString(featureHeader + ": " + featureEnd + "\r\n"),
+		WriteBufferSize: ws.DefaultClientWriteBufferSize + len(w.Path) + len(w.Host) + len(header),
+		Header:          ws.HandshakeHeaderString(header),
 		OnHeader: func(key, value []byte) error {
 			if string(key) == featureHeader && hasToken([]string{string(value)}, featureEnd) {
 				peer = peerRaimon
@@ -90,7 +107,11 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
 	}
 	if err != nil {
-		return nil, head.explain(err)
+		err = head.explain(err)
+		if refused, ok := errors.AsType[*UpgradeError](err); ok {
+			refused.Token = w.Token != nil
+		}
+		return nil, err
 	}
 	var rest []byte
 	if pending != nil {
@@ -102,6 +123,38 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 		peer = peerHalfCloses
 	}
 	return newFrames(c, true, w, peer, rest), nil
+}
+
+// header is what the client says beyond RFC 6455.
+func (w *WebSocket) header(ctx context.Context) (string, error) {
+	header := featureHeader + ": " + featureEnd + "\r\n"
+	if w.Token == nil {
+		return header, nil
+	}
+	token, err := w.Token(ctx)
+	if err != nil {
+		return "", fmt.Errorf("websocket handshake: token: %w", err)
+	}
+	if !IsToken(token) {
+		return "", fmt.Errorf("websocket handshake: token: %w", ErrToken)
+	}
+	return header + "Authorization: Bearer " + token + "\r\n", nil
+}
+
+// maxToken is how many bytes a token may have.
+const maxToken = 4 << 10
+
+// ErrToken says that a token is none that a header can carry. The token is not in it.
+var ErrToken = errors.New("it is empty, longer than 4096 bytes, or holds a blank or anything but printable ASCII")
+
+// IsToken tells whether a header can carry token.
+func IsToken(token string) bool {
+	for i := range len(token) {
+		if token[i] <= ' ' || token[i] > '~' {
+			return false
+		}
+	}
+	return 0 < len(token) && len(token) <= maxToken
 }
 
 // requestURL makes target come out on the request line to the letter.
@@ -155,12 +208,15 @@ func (h *headReader) explain(err error) error {
 // Server serves HTTP on c until a request asks for the tunnel. Every other request is answered as by
 // any web server; if none asks for the tunnel, the error is ErrNoTunnel.
 func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
+	c, head := detach(c)
 	c = asSocket(c)
-	head, err := w.firstBytes(ctx, c, info)
-	if err != nil {
-		return nil, err
+	if len(head) == 0 {
+		var err error
+		if head, err = w.firstBytes(ctx, c, info); err != nil {
+			return nil, err
+		}
 	}
-	up := w.plainUpgrade(head)
+	up, err := w.plainUpgrade(head, info), error(nil)
 	if up == nil {
 		if up, err = w.serveHTTP(ctx, c, head, info); err != nil {
 			return nil, err
@@ -174,13 +230,13 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	if err != nil {
 		return nil, fmt.Errorf("websocket handshake: %w", err)
 	}
-	info.Path = w.Path
+	info.Path = up.path
 	return newFrames(c, false, w, up.peer, up.pending), nil
 }
 
 // firstBytes waits for a visitor to speak, unless nothing new is to begin.
 func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte, error) {
-	begun, stop := info.untilDraining(ctx)
+	begun, stop := info.UntilDraining(ctx)
 	defer stop()
 	wake := context.AfterFunc(begun, func() { c.SetDeadline(past) })
 	if info.limit == nil {
@@ -208,7 +264,7 @@ func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte,
 func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *Info) (*upgrade, error) {
 	visit := &visit{layer: w, info: info, ended: make(chan struct{})}
 	ahead := &readAhead{Conn: c, pending: head}
-	visit.conn = &borrowed{Conn: ahead}
+	visit.conn = &borrowed{Conn: ahead, client: info.Client}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
@@ -220,12 +276,7 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 		Protocols:         &protocols,
 		ErrorLog:          log.New(io.Discard, "", 0),
 		ConnState:         visit.state,
-	}
-	if w.Site == nil {
-		// Whoever sends a body that nobody reads, or does not read the answer, is not kept for ever.
-		server.ReadTimeout = max(siteIdle, server.ReadHeaderTimeout)
-		server.WriteTimeout = siteIdle
-		server.HTTP2 = &http.HTTP2Config{WriteByteTimeout: siteIdle}
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: siteStreams, WriteByteTimeout: siteIdle},
 	}
 	hangUp := func() {
 		server.Close()
@@ -251,7 +302,8 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
 		}
-		c.CloseWrite() // over TLS an answer without a close_notify looks cut off
+		c.SetWriteDeadline(time.Now().Add(time.Second)) // net/http has left one that has passed
+		c.CloseWrite()                                  // over TLS an answer without a close_notify looks cut off
 		return nil, ErrNoTunnel
 	}
 	visit.tunnel.pending = append(visit.tunnel.pending, ahead.pending...)
@@ -260,13 +312,15 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 
 // visit is one connection while it belongs to net/http.
 type visit struct {
-	layer  *WebSocket
-	info   *Info
-	conn   *borrowed
-	tunnel *upgrade
-	busy   atomic.Bool // a request is being read or answered
-	once   sync.Once
-	ended  chan struct{} // closed when net/http is done with the connection
+	layer    *WebSocket
+	info     *Info
+	conn     *borrowed
+	tunnel   *upgrade
+	busy     atomic.Bool // a request is being read or answered
+	hijacked atomic.Bool // for the tunnel, or by the site
+	requests atomic.Int64
+	once     sync.Once
+	ended    chan struct{} // closed when net/http, and the site, are done with the connection
 }
 
 // state keeps the time limit: it runs while a visitor sends a request, not between requests.
@@ -278,19 +332,30 @@ func (v *visit) state(_ net.Conn, state http.ConnState) {
 	case http.StateIdle:
 		v.busy.Store(false)
 		v.info.stopLimit()
+	case http.StateHijacked:
+		v.hijacked.Store(true)
 	case http.StateClosed:
 		v.once.Do(func() { close(v.ended) })
 	}
 }
 
 func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !v.layer.wants(r) {
-		v.info.stopLimit()
-		if v.layer.Site != nil {
-			v.layer.Site.ServeHTTP(w, r)
-		} else {
-			http.NotFound(w, r)
+	defer func() {
+		if v.hijacked.Load() { // net/http says no more about it
+			v.once.Do(func() { close(v.ended) })
 		}
+	}()
+	r.TLS = v.info.TLS
+	if !IsUpgrade(r) || !v.layer.matches(r, v.info) {
+		v.info.stopLimit()
+		if v.requests.Add(1) >= maxRequests {
+			w.Header().Set("Connection", "close") // over HTTP/2 a GOAWAY
+		}
+		site := v.layer.Site
+		if site == nil {
+			site = http.HandlerFunc(http.NotFound)
+		}
+		new(pace).serve(site, w, r, v.hijacked.Load)
 		return
 	}
 	up := newUpgrade(r)
@@ -302,7 +367,6 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	up.pending = make([]byte, rw.Reader.Buffered())
 	io.ReadFull(rw.Reader, up.pending)
 	v.tunnel = up
-	v.once.Do(func() { close(v.ended) })
 }
 
 // visitListener hands net/http its one connection.
@@ -324,8 +388,28 @@ func (l *visitListener) Addr() net.Addr { return &net.TCPAddr{} }
 // looks at the first bytes to tell HTTP/2 from HTTP/1.1.
 type borrowed struct {
 	Conn
+	client net.Addr
 	mu     sync.Mutex
 	closed bool
+	timed  bool // net/http, or a handler, has set a deadline for writes
+}
+
+// Write gives the peer siteIdle to take p, unless there is a deadline already.
+func (b *borrowed) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	if !b.closed && !b.timed {
+		b.Conn.SetWriteDeadline(time.Now().Add(siteIdle))
+	}
+	b.mu.Unlock()
+	return b.Conn.Write(p)
+}
+
+// RemoteAddr is the address of the client, of which a proxy in front of us may have told.
+func (b *borrowed) RemoteAddr() net.Addr {
+	if b.client == nil {
+		return b.Conn.RemoteAddr()
+	}
+	return b.client
 }
 
 // Close wakes whoever waits on the connection, for good.
@@ -339,15 +423,22 @@ func (b *borrowed) Close() error {
 	return b.Conn.SetDeadline(past)
 }
 
-func (b *borrowed) deadline(set func(time.Time) error, t time.Time) error {
+func (b *borrowed) deadline(t time.Time, set func(time.Time) error, isWrite bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return net.ErrClosed
 	}
+	if isWrite {
+		b.timed = !t.IsZero()
+	}
 	return set(t)
 }
 
-func (b *borrowed) SetDeadline(t time.Time) error      { return b.deadline(b.Conn.SetDeadline, t) }
-func (b *borrowed) SetReadDeadline(t time.Time) error  { return b.deadline(b.Conn.SetReadDeadline, t) }
-func (b *borrowed) SetWriteDeadline(t time.Time) error { return b.deadline(b.Conn.SetWriteDeadline, t) }
+func (b *borrowed) SetDeadline(t time.Time) error { return b.deadline(t, b.Conn.SetDeadline, true) }
+func (b *borrowed) SetReadDeadline(t time.Time) error {
+	return b.deadline(t, b.Conn.SetReadDeadline, false)
+}
+func (b *borrowed) SetWriteDeadline(t time.Time) error {
+	return b.deadline(t, b.Conn.SetWriteDeadline, true)
+}

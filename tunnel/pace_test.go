@@ -1,0 +1,215 @@
+package tunnel_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"raimon/internal/tunneltest"
+	"raimon/tunnel"
+)
+
+const bigAnswer = 8 << 20
+
+// slowSite has a page for each way to wait.
+func slowSite(ended chan<- error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var err error
+		switch r.URL.Path {
+		case "/read":
+			_, err = io.Copy(io.Discard, r.Body)
+		case "/ignore": // the body
+		case "/write":
+			_, err = w.Write(make([]byte, bigAnswer))
+		case "/little": // less than net/http sends before the handler returns
+			_, err = w.Write(make([]byte, 2000))
+		case "/think":
+			time.Sleep(time.Hour)
+			err = r.Context().Err()
+		}
+		if err == nil {
+			fmt.Fprint(w, "done")
+		}
+		ended <- err
+	}
+}
+
+// host serves slowSite on one end of a connection, and returns the other.
+func host() (visitor *tunneltest.PipeConn, handler, session chan error) {
+	visitor, accepted := tunneltest.Pipe()
+	handler, session = make(chan error, 100), make(chan error, 1)
+	f := &tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.WebSocket{Match: nobody, Site: slowSite(handler)}}, Timeout: 10 * time.Second}
+	go func() { session <- f.Handle(context.Background(), accepted) }()
+	return visitor, handler, session
+}
+
+func nobody(*http.Request, *tunnel.Info) bool { return false }
+
+// took is how long it takes until something comes from ch.
+func took(ch <-chan error) time.Duration {
+	begin := time.Now()
+	<-ch
+	return time.Since(begin)
+}
+
+// A visitor that stalls is gone after its time, whatever it is that it does not send or take.
+func TestStalledVisitorIsCut(t *testing.T) {
+	const post = "POST %s HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000\r\n\r\nhalf"
+	for name, test := range map[string]struct {
+		sent string
+		want time.Duration
+	}{
+		"no head":               {"", 10 * time.Second},
+		"half a head":           {"GET / HTTP/1.1\r\nHost: a.te", 10 * time.Second},
+		"half a later head":     {"GET / HTTP/1.1\r\nHost: a.test\r\n\r\nGET / HT", 11 * time.Second},
+		"idle":                  {"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", time.Minute},
+		"half a body":           {fmt.Sprintf(post, "/read"), time.Minute},
+		"half a body, unread":   {fmt.Sprintf(post, "/ignore"), time.Minute},
+		"half a chunk":          {"POST /read HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf", time.Minute},
+		"an answer not taken":   {"GET /write HTTP/1.1\r\nHost: a.test\r\n\r\n", time.Minute},
+		"answers not taken":     {strings.Repeat("GET /little HTTP/1.1\r\nHost: a.test\r\n\r\n", 70), time.Minute},
+		"half a preface":        {"PRI * HTTP/2.0\r\n\r\nS", 10 * time.Second},
+		"a preface":             {http2.ClientPreface, 10 * time.Second},
+		"HTTP/2, half a head":   {http2Sent(t, "/read", false, true), time.Minute},
+		"HTTP/2, half a body":   {http2Sent(t, "/read", true, true), 2 * time.Minute}, // the stream, then the idle connection
+		"HTTP/2, not taken":     {http2Sent(t, "/write", true, false), 2 * time.Minute},
+		"HTTP/2, little window": {http2Sent(t, "/little", true, false), 2 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				visitor, _, session := host()
+				defer visitor.Close()
+				go io.WriteString(visitor, test.sent)
+				if name == "idle" || strings.HasPrefix(name, "HTTP/2") { // the connection itself is taken from
+					go io.Copy(io.Discard, visitor)
+				}
+				if d := took(session); d > test.want+2*time.Second {
+					t.Errorf("took %v, want %v", d, test.want)
+				}
+			})
+		})
+	}
+}
+
+// http2Sent is a request that does not end, and has a window of a few bytes for its answer.
+func http2Sent(t testing.TB, path string, whole, end bool) string {
+	t.Helper()
+	var out, block bytes.Buffer
+	out.WriteString(http2.ClientPreface)
+	f := http2.NewFramer(&out, nil)
+	e := hpack.NewEncoder(&block)
+	for _, field := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "a.test"}, {":path", path}} {
+		if err := e.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 10}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: whole, EndStream: !end}); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// Whoever is slow, and a site that thinks for long, are served to the end.
+func TestSlowVisitorIsServed(t *testing.T) {
+	for name, protocol := range map[string]func(*http.Protocols){
+		"HTTP/1.1": func(p *http.Protocols) { p.SetHTTP1(true) },
+		"HTTP/2":   func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				visitor, handler, session := host()
+				protocols := new(http.Protocols)
+				protocol(protocols)
+				transport := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return visitor, nil }}
+				for _, test := range []struct {
+					path string
+					body io.Reader
+					size int
+				}{
+					{"/read", &slowly{pieces: 40}, len("done")},
+					{"/think", nil, len("done")},
+					{"/think", strings.NewReader("a body that nobody reads"), len("done")},
+					{"/write", nil, bigAnswer + len("done")},
+				} {
+					r, err := http.NewRequest("POST", "http://a.test"+test.path, test.body)
+					if err != nil {
+						t.Fatal(err)
+					}
+					answer, err := transport.RoundTrip(r)
+					if err != nil {
+						t.Fatalf("%s: %v", test.path, err)
+					}
+					n := 0
+					for buffer := make([]byte, 256<<10); err == nil; {
+						time.Sleep(20 * time.Second)
+						var m int
+						m, err = answer.Body.Read(buffer)
+						n += m
+					}
+					answer.Body.Close()
+					if err != io.EOF || n != test.size {
+						t.Errorf("%s: %d bytes, %v, want %d", test.path, n, err, test.size)
+					}
+					if err := <-handler; err != nil {
+						t.Errorf("%s: the site says %v", test.path, err)
+					}
+				}
+				transport.CloseIdleConnections()
+				<-session
+			})
+		})
+	}
+}
+
+// slowly is a body of which a byte comes each half a minute.
+type slowly struct{ pieces int }
+
+func (s *slowly) Read(p []byte) (int, error) {
+	if s.pieces--; s.pieces < 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(30 * time.Second)
+	return copy(p, "x"), nil
+}
+
+// A site that takes a connection over keeps it as long as it likes, and then the visit is over.
+func TestSiteHijacks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		visitor, accepted := tunneltest.Pipe()
+		defer visitor.Close()
+		site := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			time.Sleep(time.Hour)
+			io.WriteString(c, "late")
+		})
+		f := &tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.WebSocket{Match: nobody, Site: site}}}
+		session := make(chan error, 1)
+		go func() { session <- f.Handle(t.Context(), accepted) }()
+		io.WriteString(visitor, "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+		if got, err := bufio.NewReader(visitor).ReadString('e'); got != "late" || err != nil {
+			t.Errorf("got %q, %v", got, err)
+		}
+		if d := took(session); d > time.Second {
+			t.Errorf("the visit goes on for %v", d)
+		}
+	})
+}
