@@ -42,24 +42,35 @@ type Program struct {
 	Words []string
 	// Commands are first arguments that are followed by words of their own instead of addresses.
 	Commands []Command
-	// Run does the work until ctx ends. An error that is a *ConfigError exits with ExitConfig.
+	// Run does the work until ctx ends. An error that is a *ConfigError exits with ExitConfig, and so does
+	// one with a method IsConfig that returns true.
 	Run func(ctx context.Context, job *Job) error
+	// RunConfig is Run with a config file in place of addresses and options. Nil: there is no -config.
+	RunConfig func(ctx context.Context, job *Job) error
 }
 
 // Job is what the user asked for.
 type Job struct {
-	Word     string   // one of Program.Words, the name of a Command, or empty
-	Action   string   // of the Command
-	Argument string   // of the Action; empty where it takes none
-	JSON     bool     // results are for programs
-	Listen   []string // addresses to accept connections on; none with a Word
-	Remote   string   // address to forward them to; none with a Command
-	Options  *options.Options
-	Plugin   bool // started by shadowsocks
-	Log      *slog.Logger
+	Word      string   // one of Program.Words, the name of a Command, or empty
+	Action    string   // of the Command
+	Argument  string   // of the Action; empty where it takes none
+	JSON      bool     // results are for programs
+	Listen    []string // addresses to accept connections on; none with a Word
+	Remote    string   // address to forward them to; none with a Command
+	Options   *options.Options
+	Plugin    bool   // started by shadowsocks
+	TakeOver  bool   // -take-over
+	NoSandbox bool   // -no-sandbox
+	Config    string // file of -config; empty: none. To a Command it names the edge that it is about
+	Log       *slog.Logger
+	Stdout    io.Writer // for results
 
 	remoteName string // what logs call Remote
+	level      *slog.LevelVar
 }
+
+// SetLogLevel changes the level of Log to one of the words of loglevel=.
+func (job *Job) SetLogLevel(word string) { job.level.Set(levels[word]) }
 
 // ConfigError is a mistake in what the user wrote, and what to do about it.
 type ConfigError struct {
@@ -86,6 +97,9 @@ func Main(p *Program) int {
 	defer stop()
 	run := func(ctx context.Context, job *Job) error {
 		go memory.Manage(ctx)
+		if job.Config != "" {
+			return p.RunConfig(ctx, job)
+		}
 		return p.Run(ctx, job)
 	}
 	if c := p.command(i.job.Word); c != nil {
@@ -134,6 +148,12 @@ func (i *invocation) parse(args []string, env func(string) (string, bool)) error
 		i.done = true
 		return nil
 	}
+	if flags.config != "" {
+		return i.parseConfigFile(flags, words)
+	}
+	if flags.takeOver || flags.noSandbox {
+		return &ConfigError{errors.New("flags -take-over and -no-sandbox: they go with -config"), i.Side.String() + " -h shows how it is called"}
+	}
 	job, option, err := i.words(words)
 	if err != nil {
 		return err
@@ -141,10 +161,23 @@ func (i *invocation) parse(args []string, env func(string) (string, bool)) error
 	return i.prepare(flags, job, option)
 }
 
+// parseConfigFile is for a command line whose config file says everything.
+func (i *invocation) parseConfigFile(flags flagValues, words []string) error {
+	switch {
+	case i.RunConfig == nil:
+		return &ConfigError{errors.New("flag -config: it is for raimons"), i.Side.String() + " -h shows how it is called"}
+	case len(words) > 0:
+		return &ConfigError{fmt.Errorf("flag -config: %q is one argument too many", words[0]), "addresses and options stand in the file then"}
+	}
+	return i.prepare(flags, &Job{Config: flags.config, TakeOver: flags.takeOver, NoSandbox: flags.noSandbox}, "")
+}
+
 // flagValues are the settings that start with a dash.
 type flagValues struct {
 	help, version, verbose, androidVPN, json bool
 	logFormat                                string
+	config                                   string
+	takeOver, noSandbox                      bool // for -config
 }
 
 // flags takes the flags out of args, wherever they stand, and returns the other words.
@@ -158,6 +191,9 @@ func (i *invocation) flags(args []string) (v flagValues, words []string, err err
 	set.BoolVar(&v.androidVPN, "V", false, "")
 	set.BoolVar(&v.json, "json", false, "")
 	set.StringVar(&v.logFormat, "log-format", "", "")
+	set.StringVar(&v.config, "config", "", "")
+	set.BoolVar(&v.takeOver, "take-over", false, "")
+	set.BoolVar(&v.noSandbox, "no-sandbox", false, "")
 	for len(args) > 0 {
 		e := set.Parse(args)
 		if e != nil && err == nil {
@@ -241,7 +277,7 @@ func (i *invocation) remoteName() string {
 // prepare completes job and tells about options that are ignored.
 func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 	addresses := job.Listen
-	if job.Action == "" {
+	if job.Word == "" && job.Config == "" || slices.Contains(i.Words, job.Word) {
 		addresses = append([]string{job.Remote}, addresses...)
 	}
 	for _, address := range addresses {
@@ -258,7 +294,9 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 		o.LogLevel = "debug"
 	}
 	job.Options, job.remoteName = o, i.remoteName()
-	job.Log = newLogger(i.stderr, flags.logFormat, o.LogLevel)
+	job.level, job.Stdout = new(slog.LevelVar), i.stdout
+	job.SetLogLevel(o.LogLevel)
+	job.Log = newLogger(i.stderr, flags.logFormat, job.level)
 	for _, warning := range o.Warnings {
 		job.Log.Warn(warning)
 	}
@@ -282,7 +320,10 @@ func (i *invocation) lifetime() (context.Context, func()) {
 		if i.job.Plugin {
 			os.Exit(ExitOK)
 		}
-		if i.job.Word == "" {
+		switch {
+		case i.job.Config != "":
+			i.job.Log.Info("shutting down")
+		case i.job.Word == "":
 			i.job.Log.Info("shutting down", "drain", i.job.Options.Drain.String())
 		}
 		cancel()
@@ -314,7 +355,8 @@ func (i *invocation) fail(err error) int {
 	if hint := Hint(err); hint != "" {
 		fmt.Fprintf(i.stderr, "%s: hint: %s\n", name, hint)
 	}
-	if errors.As(err, &option) || errors.As(err, &config) {
+	var other interface{ IsConfig() bool }
+	if errors.As(err, &option) || errors.As(err, &config) || errors.As(err, &other) && other.IsConfig() {
 		return ExitConfig
 	}
 	return ExitFailed

@@ -92,7 +92,7 @@ func TestLogger(t *testing.T) {
 		{"text", "none", ``},
 	} {
 		var b bytes.Buffer
-		log := newLogger(&b, test.format, test.level)
+		log := newLogger(&b, test.format, levels[test.level])
 		log.Debug("debug")
 		log.Info("info")
 		log.Warn("warn")

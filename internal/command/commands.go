@@ -14,7 +14,8 @@ import (
 type Command struct {
 	Name string
 	// Help is the text of -h, and of the name alone.
-	Help    string
+	Help string
+	// Actions are the words after the name. A single one without a Word is what the command does by itself.
 	Actions []Action
 	// Run does the work; see Program.Run. Results go to standard output, the log does not.
 	Run func(ctx context.Context, job *Job) error
@@ -38,12 +39,16 @@ func (p *Program) command(name string) *Command {
 
 // parseCommand reads the words after the name of c.
 func (i *invocation) parseCommand(c *Command, flags flagValues, words []string) error {
-	if flags.help || len(words) == 0 {
+	alone := len(c.Actions) == 1 && c.Actions[0].Word == ""
+	if flags.help || len(words) == 0 && !(alone && c.Actions[0].Argument == "") {
 		i.done = true
 		_, err := io.WriteString(i.stdout, c.Help)
 		return err
 	}
 	called := i.Side.String() + " " + c.Name
+	if alone {
+		return i.parseAction(c, c.Actions[0], flags, words)
+	}
 	n := slices.IndexFunc(c.Actions, func(a Action) bool { return a.Word == words[0] })
 	if n < 0 {
 		var all []string
@@ -53,16 +58,20 @@ func (i *invocation) parseCommand(c *Command, flags flagValues, words []string) 
 		return &ConfigError{fmt.Errorf("%s: %q is nothing that it can do", c.Name, words[0]),
 			strings.Join(all, ", or ") + "; " + called + " -h explains"}
 	}
-	action := c.Actions[n]
-	words = words[1:]
-	job := &Job{Word: c.Name, Action: action.Word, JSON: flags.json}
+	return i.parseAction(c, c.Actions[n], flags, words[1:])
+}
+
+// parseAction reads what an action is about, and options.
+func (i *invocation) parseAction(c *Command, action Action, flags flagValues, words []string) error {
+	called := i.Side.String() + " " + c.Name
+	job := &Job{Word: c.Name, Action: action.Word, JSON: flags.json, Config: flags.config}
 	if flags.json && !action.JSON {
-		return &ConfigError{fmt.Errorf("flag -json: %s %s prints one line for people", c.Name, action.Word), "its exit status says whether it went well"}
+		return &ConfigError{fmt.Errorf("flag -json: %s prints one line for people", strings.TrimSpace(c.Name+" "+action.Word)), "its exit status says whether it went well"}
 	}
 	if action.Argument != "" {
 		// No name has these two in it: options stand where it should be.
 		if len(words) == 0 || strings.ContainsAny(words[0], ";=") {
-			return &ConfigError{fmt.Errorf("%s %s: the %s is missing", c.Name, action.Word, action.Argument), called + " " + action.usage() + " [options]"}
+			return &ConfigError{fmt.Errorf("%s: the %s is missing", strings.TrimSpace(c.Name+" "+action.Word), action.Argument), called + " " + action.usage() + " [options]"}
 		}
 		job.Argument, words = words[0], words[1:]
 	}
@@ -80,7 +89,7 @@ func (a Action) usage() string {
 	if a.Argument == "" {
 		return a.Word
 	}
-	return a.Word + " <" + a.Argument + ">"
+	return strings.TrimSpace(a.Word + " <" + a.Argument + ">")
 }
 
 // ErrInterrupted is what Run returns when a signal has ended it before it was done.

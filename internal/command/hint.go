@@ -59,7 +59,9 @@ func tlsHint(err error) string {
 	case errors.Is(err, tunnel.ErrNoAnswer):
 		return noPlainWebSocket
 	case errors.As(err, &upgrade):
-		return upgradeHint(upgrade.Status)
+		return upgradeHint(upgrade)
+	case errors.Is(err, tunnel.ErrToken):
+		return "raimons token prints one; token=file:/path and token=command:program have to give it and nothing else"
 	case errors.As(err, &closed) && closed.Code == 1014:
 		return "the edge's log says why"
 	}
@@ -70,6 +72,11 @@ func tlsHint(err error) string {
 		return "the edge has no certificate for this name: sni= must be one that it was given with acme=, or that its certificate file has"
 	case strings.Contains(text, "remote error: tls: internal error"):
 		return "the edge could not show a certificate, perhaps because it has not obtained one yet: its log says why"
+	case strings.Contains(text, "remote error: tls: certificate required"):
+		return "the edge asks for a client certificate: add client-cert= and client-key="
+	case strings.Contains(text, "remote error: tls: bad certificate"), strings.Contains(text, "remote error: tls: unknown certificate authority"),
+		strings.Contains(text, "remote error: tls: expired certificate"):
+		return "the edge refuses the certificate of client-cert=: it is revoked, has expired, or is from a CA that the edge does not trust"
 	case strings.Contains(text, "local error: tls: error decoding message"):
 		// crypto/tls always asks for a staple and takes no empty one (RFC 8446, section 4.4.2.1).
 		return "kaminaris without ocsp= sends an empty OCSP staple, which is not valid TLS: give it ocsp= and any file that is not empty, or run raimons there"
@@ -80,14 +87,24 @@ func tlsHint(err error) string {
 const noPlainWebSocket = "no plain WebSocket is spoken there: is tls missing here, or is this another port?"
 
 // upgradeHint explains an HTTP status in place of a tunnel.
-func upgradeHint(status int) string {
+func upgradeHint(err *tunnel.UpgradeError) string {
+	token := "an edge that asks for a token answers so too: then add token="
+	if err.Token {
+		token = "so does an edge that does not know the token: is that in its file, or has it been replaced?"
+	}
 	switch {
-	case status == http.StatusBadRequest:
+	case err.Status == http.StatusBadRequest:
 		return noPlainWebSocket
-	case status >= 500:
+	case err.Status == http.StatusServiceUnavailable:
+		return "the edge has as many of these tunnels as it may: try again in a while; or a web server in front of it cannot reach it"
+	case err.Status >= 500:
 		return "a web server or CDN in front of the edge answers: it cannot reach the edge, or does not pass WebSocket upgrades on"
-	case status == http.StatusNotFound:
-		return "host= and path= must be the same on both sides; a 404 is what an edge answers to anything else"
+	case err.Status == http.StatusNotFound:
+		return "host= and path= must be the same on both sides; a 404 is what an edge answers to anything else; " + token
+	case err.Status == http.StatusMisdirectedRequest:
+		return "the edge does not serve this name here, or takes the client certificate no longer: check host=, sni= and client-cert="
+	case err.Status == http.StatusUnauthorized || err.Status == http.StatusForbidden:
+		return "a web server answers there, behind or in front of the edge: check the address, host= and path=; " + token
 	}
 	return "another web server answers there: check the address, host= and path="
 }

@@ -18,8 +18,8 @@ var levels = map[string]slog.Level{
 }
 
 // newLogger writes text for people on a terminal and JSON otherwise, unless format says which.
-func newLogger(w io.Writer, format, level string) *slog.Logger {
-	o := &slog.HandlerOptions{Level: levels[level]}
+func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
 	if format == "text" || format == "" && isTerminal(w) {
 		return slog.New(slog.NewTextHandler(w, o))
 	}

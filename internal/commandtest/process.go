@@ -29,7 +29,7 @@ func Start(t testing.TB, cmd *exec.Cmd) *Process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		p.kill()
+		p.Kill()
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", cmd, p.Log)
 		}
@@ -58,7 +58,7 @@ func start(cmd *exec.Cmd) (*Process, error) {
 	}()
 	found, err := p.Log.Find(listening)
 	if err != nil {
-		p.kill()
+		p.Kill()
 		return nil, fmt.Errorf("%s: %w", cmd, err)
 	}
 	p.Address = found[1]
@@ -93,7 +93,8 @@ func (p *Process) Running() bool {
 	}
 }
 
-func (p *Process) kill() {
+// Kill ends the process at once, as kill -9 does.
+func (p *Process) Kill() {
 	p.cmd.Process.Kill()
 	select {
 	case <-p.ended:

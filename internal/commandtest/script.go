@@ -101,7 +101,7 @@ func startCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Value(processes{}).(map[string]*Process)[name] = p
 	ts.Defer(func() {
-		p.kill()
+		p.Kill()
 		ts.Logf("log of %s:\n%s", name, p.Log)
 		if trouble := p.trouble(); trouble != "" {
 			ts.Fatalf("%s: %s", name, trouble)

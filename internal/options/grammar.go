@@ -43,14 +43,25 @@ func split(s string) ([]pair, error) {
 
 // nearest returns the key of side's options that someone who typed key most likely meant, empty if there is none.
 func nearest(side Side, key string) string {
+	var known []string
+	for _, row := range table {
+		if row.sides&only(side) != 0 {
+			known = append(known, row.key)
+		}
+	}
+	return Nearest(key, known)
+}
+
+// Nearest returns the one of known that someone who typed key most likely meant, empty if there is none.
+func Nearest(key string, known []string) string {
 	best := ""
 	limit := max(1, len(key)/3)
-	for _, row := range table {
-		if row.sides&only(side) == 0 || len(row.key)-len(key) > limit || len(key)-len(row.key) > limit {
+	for _, k := range known {
+		if len(k)-len(key) > limit || len(key)-len(k) > limit {
 			continue
 		}
-		if d := distance(strings.ToLower(key), strings.ToLower(row.key)); d <= limit {
-			best, limit = row.key, d-1
+		if d := distance(strings.ToLower(key), strings.ToLower(k)); d <= limit {
+			best, limit = k, d-1
 		}
 	}
 	return best

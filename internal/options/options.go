@@ -40,6 +40,7 @@ type Options struct {
 	WS         bool
 	Host, Path string // free of blanks and control characters; Path may carry a query; empty only without WS, Host also on a server with mode=websocket
 	Mask       string // client: "skip", "fixed" or "standard"
+	Token      string // client: "file:" and a path, "command:" and a program with its arguments, or the token itself, free of blanks; empty: none
 
 	TLS                   bool
 	SNI                   string   // client: not empty where TLS is true, never with a port

@@ -47,7 +47,12 @@ var parseTests = []struct {
 	{Client, "ws=true;host=example.com;path=/ws", ws, nil},
 	{Client, "ws=;host=example.com;path=/ws", ws, nil},
 
+	{Client, "ws;host=example.com;path=/ws;token=a-b_c~.+/==", func(o *Options) { ws(o); o.Token = "a-b_c~.+/==" }, nil},
+	{Client, "ws;host=example.com;path=/ws;token=file:/a b", func(o *Options) { ws(o); o.Token = "file:/a b" }, nil},
+	{Client, `ws;host=example.com;path=/ws;token=command:"/a b" c`, func(o *Options) { ws(o); o.Token = `command:"/a b" c` }, nil},
+
 	// what is ignored
+	{Server, "token=x", nil, []string{`"token" has no effect in raimons: it is for raimonc`}},
 	{Client, "tls;sni=a;sni=b", tls, []string{`"sni" is repeated`}},
 	{Client, "tls;sni=a;key=k;key=k", tls, []string{`"key" has no effect in raimonc: it is for raimons`, `"key" is repeated`}},
 	{Server, "sni=a;insecure", nil, []string{`"sni" has no effect in raimons: it is for raimonc`, `"insecure" has no effect`}},
@@ -217,6 +222,15 @@ var errorTests = []struct {
 	{Client, "ws;host=bücher.example;path=/", "host", "ASCII", "xn--"},
 	{Client, "ws;host=a;path=/;mask=none", "mask", "no such value", "skip, fixed, standard"},
 
+	{Client, "token=x", "token", "ws is not given", "add ws"},
+	{Client, "ws;host=a;path=/;token=", "token", "no value", "file:<path>"},
+	{Client, "ws;host=a;path=/;token=file: ", "token", "nothing stands behind file:", "raimons token"},
+	{Client, "ws;host=a;path=/;token=command:", "token", "nothing stands behind command:", "raimons token"},
+	{Client, "ws;host=a;path=/;token=a b", "token", "blank", "file:/path"},
+	{Client, "ws;host=a;path=/;token=a\r\nX: y", "token", "printable", "file:/path"},
+	{Client, "ws;host=a;path=/;token=ü", "token", "ASCII", "file:/path"},
+	{Client, "ws;host=a;path=/;token=" + strings.Repeat("x", 4097), "token", "4096", "file:/path"},
+
 	// TLS, client
 	{Client, "tls", "tls", "sni is not given", "add sni="},
 	{Client, "tls;ws;host=a;path=/", "tls", "sni is not given", "add sni="},
@@ -320,7 +334,7 @@ func TestErrorNamesTheOption(t *testing.T) {
 func TestErrorsKeepSecrets(t *testing.T) {
 	for _, s := range []string{
 		"proxy=socks4://user:s3cret@host", "proxy=http://user:s3cret@host:x", "proxy=http://user:s3cret@ho st/%zz",
-		"tls;sni=a;certRaw=s3cret", "tls;sni=a;pin=s3cret", "=s3cret", `proxy=s3cret\`,
+		"ws;host=a;path=/;token=s3cret s3cret", "token=s3cret", "tls;sni=a;certRaw=s3cret", "tls;sni=a;pin=s3cret", "=s3cret", `proxy=s3cret\`,
 	} {
 		_, err := Parse(Client, s)
 		var e *Error

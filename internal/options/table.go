@@ -95,6 +95,11 @@ var table = []option{
 		},
 	},
 	{
+		key: "token", arg: "<token>|file:<path>|command:<program>", sides: client, group: "WebSocket", needs: "ws",
+		help: "show this token to an edge that asks for one; a file, or what a program prints, is read anew for each connection",
+		set:  func(o *Options, v string) error { return setToken(&o.Token, v) },
+	},
+	{
 		key: "ping", arg: "<time>", sides: both, group: "WebSocket",
 		help:     "send a Ping after this much silence, which keeps the line open; off sends none",
 		standard: seconds(defaultPing),

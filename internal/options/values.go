@@ -170,6 +170,25 @@ func setProxy(field *string, v string) error {
 	return nil
 }
 
+// setToken takes where a token is found, or one that can stand in a header. Errors hold nothing of it.
+func setToken(field *string, v string) error {
+	const hint = "write token=file:/path, token=command:program, or the token that raimons token has printed"
+	for _, kind := range []string{"file:", "command:"} {
+		if where, found := strings.CutPrefix(v, kind); found {
+			if strings.TrimSpace(where) == "" {
+				return problem("nothing stands behind "+kind, hint)
+			}
+			*field = v
+			return nil
+		}
+	}
+	if len(v) > 4096 || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return problem("it is longer than 4096 bytes, or holds a blank or anything but printable ASCII", hint)
+	}
+	*field = v
+	return nil
+}
+
 func setMark(field *uint32, v string) error {
 	digits, base := v, 10
 	if hex, found := strings.CutPrefix(v, "0x"); found {
@@ -214,6 +233,25 @@ func setTimeout(field *time.Duration, v string) error {
 		return problem("it cannot be off", "write a time such as 10s")
 	}
 	return nil
+}
+
+// ParseTime reads a time as the options have it: in Go's syntax, or as a bare number of seconds. "off" and 0
+// become off; where off is 0 they are refused. Its error has a Hint.
+func ParseTime(text string, off time.Duration) (d time.Duration, err error) {
+	set := func(field *time.Duration, v string) error { return setTime(field, v, off) }
+	if off == 0 {
+		set = setTimeout
+	}
+	err = set(&d, text)
+	return d, err
+}
+
+// CheckPath tells what is wrong with the path of an upgrade request. Its error has a Hint.
+func CheckPath(path string) error {
+	if path == "" {
+		return problem("path is missing", `add path = "/ws"`)
+	}
+	return setPath(new(string), path)
 }
 
 // setTime takes a duration in Go's syntax or a bare number of seconds. "off" and 0 become off.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -50,18 +51,44 @@ func Open(command string) (*Program, error) {
 // itself alone), and is the error then; else that is an *exec.ExitError, or says why it did not start.
 func (p *Program) Run(ctx context.Context, args ...string) (output string, err error) {
 	var printed tail
+	err = p.run(ctx, &printed, &printed, args)
+	return printed.String(), err
+}
+
+// ErrTooMuch says that a program printed more than it should.
+var ErrTooMuch = errors.New("it printed too much")
+
+// Output runs p as Run does, and returns what it printed on stdout, at most limit bytes; more is ErrTooMuch.
+// The other errors are those of Run, with the end of what it printed on stderr, as one line. Stdout is in none of them: it may
+// be a secret.
+func (p *Program) Output(ctx context.Context, limit int, args ...string) ([]byte, error) {
+	printed := head{limit: limit}
+	var trouble tail
+	err := p.run(ctx, &printed, &trouble, args)
+	switch said := trouble.String(); {
+	case err != nil && said != "":
+		return nil, fmt.Errorf("%w: %s", err, said)
+	case err != nil:
+		return nil, err
+	case printed.cut:
+		return nil, ErrTooMuch
+	}
+	return printed.kept, nil
+}
+
+func (p *Program) run(ctx context.Context, stdout, stderr io.Writer, args []string) error {
 	cmd := exec.CommandContext(ctx, p.Path, append(p.args[:len(p.args):len(p.args)], args...)...)
-	cmd.Stdout, cmd.Stderr = &printed, &printed
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.WaitDelay = linger
 	killFamily(cmd)
-	err = cmd.Run()
+	err := cmd.Run()
 	switch {
 	case errors.Is(err, exec.ErrWaitDelay):
-		err = nil // it ended well and left something running that kept its output open
+		return nil // it ended well and left something running that kept its output open
 	case err != nil && ctx.Err() != nil:
-		err = fmt.Errorf("killed: %w", ctx.Err())
+		return fmt.Errorf("killed: %w", ctx.Err())
 	}
-	return printed.String(), err
+	return err
 }
 
 // splitCommand splits at blanks outside of double quotes. Backslashes are ordinary, as paths on Windows need it.
@@ -93,6 +120,20 @@ func splitCommand(s string) ([]string, error) {
 		words = append(words, word.String())
 	}
 	return words, nil
+}
+
+// head keeps the first limit bytes that are written to it.
+type head struct {
+	limit int
+	kept  []byte
+	cut   bool
+}
+
+func (h *head) Write(b []byte) (int, error) {
+	room := h.limit - len(h.kept)
+	h.cut = h.cut || len(b) > room
+	h.kept = append(h.kept, b[:min(room, len(b))]...)
+	return len(b), nil
 }
 
 // tail keeps the last outputLimit bytes that are written to it: what a program says last says why it ended.
