@@ -111,9 +111,7 @@ func (m *Manager) onDemandCount() int {
 func (m *Manager) letGo(k *keeper) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.keepers, k.name)
-	m.demands--
-	close(k.gone)
+	m.dismiss(k)
 }
 
 // hasStored tells whether there is a certificate of name that is valid.

@@ -48,7 +48,8 @@ type keeper struct {
 	orders   chan order
 	ready    chan struct{} // closed when there is something to tell: a certificate or a failure
 	demanded bool          // not one of Config.Names
-	gone     chan struct{} // closed when it is not kept any more, which only happens to those on demand
+	gone     chan struct{} // closed when it is not kept any more
+	leave    func()        // ends run; nil before it
 
 	// Of the goroutine alone.
 	failures   int

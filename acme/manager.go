@@ -178,8 +178,59 @@ func (m *Manager) Run(ctx context.Context) error {
 // start is called with mu held. Without Run nothing is kept.
 func (m *Manager) start(k *keeper) {
 	if ctx := m.ctx; ctx != nil {
+		ctx, k.leave = context.WithCancel(ctx)
 		m.wait.Go(func() { k.run(ctx) })
 	}
+}
+
+// SetNames puts other names in the place of Config.Names. Certificates of names that stay are served on without a
+// gap; those of names that go remain in the storage. Where a name is wrong the error is of
+// type *ConfigError, and nothing changes.
+func (m *Manager) SetNames(names []string) error {
+	next := m.config
+	next.Names, next.CAs = names, slices.Clone(next.CAs)
+	if len(names) > 0 {
+		if err := next.Check(); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, k := range m.keepers {
+		if slices.Contains(next.Names, name) == k.demanded {
+			m.dismiss(k) // it goes, or is not only on demand any more
+		}
+	}
+	for _, name := range next.Names {
+		if m.keepers[name] == nil {
+			m.keepers[name] = m.newKeeper(name)
+			m.start(m.keepers[name])
+		}
+	}
+	m.config.Names = next.Names
+	return nil
+}
+
+// dismiss ends the keeping of k, if it is still kept. The caller holds mu.
+func (m *Manager) dismiss(k *keeper) {
+	if m.keepers[k.name] != k {
+		return
+	}
+	delete(m.keepers, k.name)
+	if k.demanded {
+		m.demands--
+	}
+	if k.leave != nil {
+		k.leave()
+	}
+	close(k.gone)
+}
+
+// names are those of Config.Names that hold at present.
+func (m *Manager) names() []string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.config.Names
 }
 
 // GetCertificate is for tls.Config: the certificate for hello's server name, the answer to a CA's
@@ -218,13 +269,13 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) string {
 	}
 	if hello.Conn != nil {
 		if a, ok := hello.Conn.LocalAddr().(*net.TCPAddr); ok {
-			if name := canonical(a.IP.String()); slices.Contains(m.config.Names, name) {
+			if name := canonical(a.IP.String()); slices.Contains(m.names(), name) {
 				return name
 			}
 		}
 	}
-	if len(m.config.Names) > 0 {
-		return m.config.Names[0]
+	if names := m.names(); len(names) > 0 {
+		return names[0]
 	}
 	return ""
 }

@@ -35,6 +35,22 @@ func query(s string, known ...string) (map[string]string, error) {
 	return values, nil
 }
 
+// Files are those that a spec for Open names, which may be read and written later on. Programs are not among
+// them: Runs tells whether there is one.
+func Files(spec string) (files []string) {
+	_, settings, _ := strings.Cut(spec, "?")
+	for pair := range strings.SplitSeq(settings, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if path, err := url.PathUnescape(value); err == nil && path != "" && (key == "key-file" || key == "file") {
+			files = append(files, path)
+		}
+	}
+	return files
+}
+
+// Runs tells whether a spec for Open names a program.
+func Runs(spec string) bool { return strings.HasPrefix(spec, "exec:") }
+
 // waitTime reads a wait= setting.
 func waitTime(value string, otherwise time.Duration) (time.Duration, error) {
 	if value == "" {

@@ -77,6 +77,11 @@ func (e *Edge) Reload(ctx context.Context, name string) (acme.Status, error) {
 	return e.order(ctx, name, "reload")
 }
 
+// ReloadConfig makes e take up its config file anew. Where that is wrong, the error is an *Error.
+func (e *Edge) ReloadConfig(ctx context.Context) error {
+	return e.ask(ctx, http.MethodPost, "/reload", &struct{}{})
+}
+
 func (e *Edge) order(ctx context.Context, name, verb string) (s acme.Status, err error) {
 	err = e.ask(ctx, http.MethodPost, "/certificates/"+url.PathEscape(name)+"/"+verb, &s)
 	return s, err

@@ -71,7 +71,9 @@ func serve(t testing.TB, root string, m control.Manager) (stop func() error) {
 	before := living(t, root)
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
-	go func() { result <- control.Serve(ctx, root, m, slog.New(slog.DiscardHandler)) }()
+	go func() {
+		result <- control.Serve(ctx, root, control.Service{Certificates: m}, slog.New(slog.DiscardHandler))
+	}()
 	stop = sync.OnceValue(func() error {
 		cancel()
 		select {
@@ -421,7 +423,7 @@ func TestNoPlaceForASocket(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := control.Serve(t.Context(), prepare(t), newManager(), slog.New(slog.DiscardHandler))
+			err := control.Serve(t.Context(), prepare(t), control.Service{Certificates: newManager()}, slog.New(slog.DiscardHandler))
 			var problem *control.Error
 			if !errors.As(err, &problem) || problem.Hint() == "" {
 				t.Errorf("got %v, want an error with a hint", err)

@@ -22,7 +22,7 @@ const edgeRoot = "CONTROL_TEST_EDGE_ROOT"
 func TestMain(m *testing.M) {
 	if root := os.Getenv(edgeRoot); root != "" {
 		syscall.Umask(0)
-		if err := control.Serve(context.Background(), root, newManager("a.test"), slog.Default()); err != nil {
+		if err := control.Serve(context.Background(), root, control.Service{Certificates: newManager("a.test")}, slog.Default()); err != nil {
 			slog.Error(err.Error())
 		}
 		os.Exit(1)
@@ -141,7 +141,7 @@ func TestLinkInPlaceOfTheFolder(t *testing.T) {
 	if err := os.Symlink(elsewhere, filepath.Join(root, "control")); err != nil {
 		t.Fatal(err)
 	}
-	if err := control.Serve(t.Context(), root, newManager(), slog.New(slog.DiscardHandler)); err == nil {
+	if err := control.Serve(t.Context(), root, control.Service{Certificates: newManager()}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a socket was made through a symbolic link")
 	}
 }
@@ -149,7 +149,7 @@ func TestLinkInPlaceOfTheFolder(t *testing.T) {
 func TestLongPath(t *testing.T) {
 	root := filepath.Join(t.TempDir(), strings.Repeat("long/", 30))
 	if runtime.GOOS != "linux" {
-		err := control.Serve(t.Context(), root, newManager(), slog.New(slog.DiscardHandler))
+		err := control.Serve(t.Context(), root, control.Service{Certificates: newManager()}, slog.New(slog.DiscardHandler))
 		if err == nil || !strings.Contains(err.Error(), "too long") {
 			t.Errorf("got %v, want that the path is too long", err)
 		}

@@ -27,6 +27,14 @@ import (
 	"raimon/internal/ownership"
 )
 
+// Service is what an edge can do for those who ask. What is nil it cannot do.
+type Service struct {
+	// Certificates are those that the edge keeps.
+	Certificates Manager
+	// Reload takes up the config file anew.
+	Reload func(ctx context.Context) error
+}
+
 // Manager is what an edge is asked for; see acme.Manager.
 type Manager interface {
 	Status() []acme.Status
@@ -52,9 +60,9 @@ const (
 	endLimit = 500 * time.Millisecond
 )
 
-// Serve answers commands about m on a socket below the folder root until ctx ends. The socket is gone
+// Serve answers commands on a socket below the folder root until ctx ends. The socket is gone
 // when it returns. Where it cannot be made, the error has a hint, and nothing else is affected.
-func Serve(ctx context.Context, root string, m Manager, log *slog.Logger) error {
+func Serve(ctx context.Context, root string, service Service, log *slog.Logger) error {
 	folder := filepath.Join(root, folderName)
 	listener, remove, err := listen(root, folder)
 	if err != nil {
@@ -66,7 +74,7 @@ func Serve(ctx context.Context, root string, m Manager, log *slog.Logger) error 
 	orders, stop := context.WithCancel(ctx)
 	defer stop()
 	server := &http.Server{
-		Handler:           handler(m),
+		Handler:           handler(service),
 		BaseContext:       func(net.Listener) context.Context { return orders },
 		ReadHeaderTimeout: requestLimit,
 		IdleTimeout:       requestLimit,
@@ -186,16 +194,33 @@ func sweep(ctx context.Context, folder string) {
 	}
 }
 
-func handler(m Manager) http.Handler {
+func handler(service Service) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /certificates", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, m.Status())
-	})
-	for verb, do := range map[string]func(context.Context, string) error{"renew": m.Renew, "revoke": m.Revoke, "reload": m.Reload} {
-		mux.HandleFunc("POST /certificates/{name}/"+verb, func(w http.ResponseWriter, r *http.Request) {
-			order(w, r, m, do)
+	if m := service.Certificates; m != nil {
+		mux.HandleFunc("GET /certificates", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, http.StatusOK, m.Status())
+		})
+		for verb, do := range map[string]func(context.Context, string) error{"renew": m.Renew, "revoke": m.Revoke, "reload": m.Reload} {
+			mux.HandleFunc("POST /certificates/{name}/"+verb, func(w http.ResponseWriter, r *http.Request) {
+				order(w, r, m, do)
+			})
+		}
+	} else {
+		mux.HandleFunc("GET /certificates", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, http.StatusOK, []acme.Status{})
 		})
 	}
+	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
+		if service.Reload == nil {
+			answer(w, http.StatusNotFound, &Error{Text: "it has no config file", Fix: "an edge with an option string is restarted; certificate files are followed without that"})
+			return
+		}
+		if err := service.Reload(r.Context()); err != nil {
+			answer(w, http.StatusUnprocessableEntity, &Error{Text: err.Error(), Fix: hintOf(err)})
+			return
+		}
+		answer(w, http.StatusOK, struct{}{})
+	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 { // unread, it would keep us from noticing that the client has gone
 			w.Header().Set("Connection", "close")
