@@ -6,29 +6,17 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 
 	"raimon/internal/staple"
 )
 
-const (
-	defaultCertificateInterval = time.Second
-
-	// A chain takes some 10 KiB: whatever is larger than this is another kind of file.
-	maxCertificateFile = 1 << 20
-
-	// Two writes may get one time stamp (FAT counts in steps of 2 s): a file younger than this is
-	// read at every look, whatever its stat says.
-	coarsestTimestamp = 3 * time.Second
-)
+// A chain takes some 10 KiB: whatever is larger than this is another kind of file.
+const maxCertificateFile = 1 << 20
 
 // CertificateFiles serves a certificate from files and takes up new ones without a restart.
 //
@@ -83,74 +71,54 @@ func (c *CertificateFiles) Has(name string) bool {
 	return u != nil && u.bare.Leaf.VerifyHostname(name) == nil
 }
 
+// Status tells of the certificate in use, for each of its names; nothing while there is none.
+func (c *CertificateFiles) Status() (all []CertificateStatus) {
+	u := c.inUse.Load()
+	if u == nil {
+		return nil
+	}
+	leaf := u.bare.Leaf
+	status := CertificateStatus{Issuer: leaf.Issuer.String(), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
+	if u.staple != nil && u.staple.Check(time.Now()) == nil {
+		status.StapleUntil = u.staple.Until
+	}
+	for _, status.Name = range certificateNames(leaf) {
+		all = append(all, status)
+	}
+	return all
+}
+
 // Watch looks at the files until ctx ends and takes up what has changed. Files that do not belong
 // together, or cannot be read, are refused with one line in the log, and the certificate in use stays.
-//
-// It polls: notifications miss symlinks that are swapped (certbot, Kubernetes) and network file systems.
 func (c *CertificateFiles) Watch(ctx context.Context) {
-	interval := c.Interval
-	if interval <= 0 {
-		interval = defaultCertificateInterval
-	}
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-
-	var w certificateWatch
-	if u := c.inUse.Load(); u != nil {
-		w.digest = u.digest
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			c.look(&w)
-			c.warnOfLapse()
-		}
-	}
+	c.watching().run(ctx, c.Interval, c.warnOfLapse)
 }
 
-// certificateWatch is what Watch remembers from one look to the next.
-type certificateWatch struct {
-	stats   []fs.FileInfo
-	digest  [sha256.Size]byte // what the files held
-	atRest  bool              // no need to read while the stats stay the same
-	refused [sha256.Size]byte // what was found wanting and logged; zero if nothing is wrong
-}
-
-func (c *CertificateFiles) look(w *certificateWatch) {
-	// Stat before reading: a write in between shows at the next look. Reading every time would be
-	// simpler, but fills the log of whoever audits reads of private keys.
-	stats := c.stat()
-	if w.atRest && sameStats(stats, w.stats) {
-		return
+func (c *CertificateFiles) watching() *fileWatch {
+	paths := []string{c.Cert, c.Key, c.OCSP}
+	if c.CertPEM != nil {
+		paths = paths[1:]
 	}
-	files := c.read()
-	digest := files.digest()
-	settled := digest == w.digest
-	w.stats, w.digest = stats, digest
-	w.atRest = settled && files.readable() && allOlder(stats, coarsestTimestamp)
-	if !settled {
-		return // perhaps half a renewal
-	}
-
-	u := c.inUse.Load()
-	healthy := w.refused == [sha256.Size]byte{}
-	switch {
-	case u != nil && digest == u.digest && healthy:
-	case u != nil && digest == u.digest:
-		w.refused = [sha256.Size]byte{}
-		c.log().Info("certificate files hold the certificate in use again", "names", certificateNames(u.bare.Leaf))
-	case digest == w.refused:
-	default:
-		next, err := files.parse()
-		if err != nil {
-			w.refused = digest
-			c.logRefusal(u, err)
-			return
-		}
-		w.refused = [sha256.Size]byte{}
-		c.takeUp(next)
+	return &fileWatch{
+		paths: paths,
+		read:  func() fileContents { return c.read().all() },
+		inUse: func() (digest [sha256.Size]byte, ok bool) {
+			if u := c.inUse.Load(); u != nil {
+				return u.digest, true
+			}
+			return digest, false
+		},
+		takeUp: func(files fileContents) error {
+			next, err := certificateContentOf(files).parse()
+			if err == nil {
+				c.takeUp(next)
+			}
+			return err
+		},
+		again: func() {
+			c.log().Info("certificate files hold the certificate in use again", "names", certificateNames(c.inUse.Load().bare.Leaf))
+		},
+		refuse: func(err error) { c.logRefusal(c.inUse.Load(), err) },
 	}
 }
 
@@ -224,11 +192,21 @@ type certificateContent struct {
 	ocsp      *fileContent // nil if none is configured
 }
 
-// fileContent is the content of one file, or the reason why there is none.
-type fileContent struct {
-	name string // kind and path, for errors
-	data []byte
-	err  error
+// all are the files in the order in which certificateContentOf takes them.
+func (f certificateContent) all() fileContents {
+	all := fileContents{f.cert, f.key}
+	if f.ocsp != nil {
+		all = append(all, *f.ocsp)
+	}
+	return all
+}
+
+func certificateContentOf(all fileContents) certificateContent {
+	f := certificateContent{cert: all[0], key: all[1]}
+	if len(all) > 2 {
+		f.ocsp = &all[2]
+	}
+	return f
 }
 
 func (c *CertificateFiles) read() certificateContent {
@@ -236,64 +214,18 @@ func (c *CertificateFiles) read() certificateContent {
 	if c.CertPEM != nil {
 		f.cert = fileContent{name: "inline certificate", data: c.CertPEM}
 	} else {
-		f.cert = readFile("certificate", c.Cert)
+		f.cert = readFile("certificate", c.Cert, maxCertificateFile)
 	}
 	if c.Key != "" {
-		f.key = readFile("key", c.Key)
+		f.key = readFile("key", c.Key, maxCertificateFile)
 	} else {
 		f.key = f.cert
 	}
 	if c.OCSP != "" {
-		ocsp := readFile("OCSP response", c.OCSP)
+		ocsp := readFile("OCSP response", c.OCSP, maxCertificateFile)
 		f.ocsp = &ocsp
 	}
 	return f
-}
-
-func readFile(kind, path string) fileContent {
-	f := fileContent{name: kind + " " + path}
-	if path == "" {
-		f.name = kind
-	}
-	var data []byte
-	data, f.err = readRegularFile(path)
-	if pathErr, ok := errors.AsType[*fs.PathError](f.err); ok {
-		f.err = pathErr.Err // the name already says which file
-	}
-	if f.err == nil {
-		f.data = data
-	}
-	return f
-}
-
-func readRegularFile(path string) ([]byte, error) {
-	if path == "" {
-		return nil, errors.New("no file is given")
-	}
-	// Opening a pipe would wait for its writer.
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return nil, errors.New("a directory, not a file")
-	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("not a regular file, so it could not be read again when it changes")
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxCertificateFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxCertificateFile {
-		return nil, fmt.Errorf("larger than %d bytes", maxCertificateFile)
-	}
-	return data, nil
 }
 
 // parse checks that the files belong together. A bad staple is kept as stapleErr.
@@ -314,7 +246,7 @@ func (f certificateContent) parse() (*certificateInUse, error) {
 	for _, cert := range chain {
 		bare.Certificate = append(bare.Certificate, cert.Raw)
 	}
-	next := &certificateInUse{bare: bare, digest: f.digest()}
+	next := &certificateInUse{bare: bare, digest: f.all().digest()}
 	if f.ocsp == nil {
 		return next, nil
 	}
@@ -327,18 +259,6 @@ func (f certificateContent) parse() (*certificateInUse, error) {
 		next.stapled = &stapled
 	}
 	return next, nil
-}
-
-func parseContent[T any](f fileContent, parse func([]byte) (T, error)) (T, error) {
-	var none T
-	if f.err != nil {
-		return none, fmt.Errorf("%s: %w", f.name, f.err)
-	}
-	v, err := parse(f.data)
-	if err != nil {
-		return none, fmt.Errorf("%s: %w", f.name, err)
-	}
-	return v, nil
 }
 
 // checkLeaf tells whether the first certificate, which crypto/tls takes for the leaf, is the key's.
@@ -367,68 +287,4 @@ func certificateNames(cert *x509.Certificate) []string {
 		names = append(names, cert.Subject.String())
 	}
 	return names
-}
-
-// digest is the same for the same content, and for the same trouble in reading it.
-func (f certificateContent) digest() [sha256.Size]byte {
-	all := []fileContent{f.cert, f.key}
-	if f.ocsp != nil {
-		all = append(all, *f.ocsp)
-	}
-	h := sha256.New()
-	for _, file := range all {
-		text := ""
-		if file.err != nil {
-			text = file.err.Error()
-		}
-		h.Write(binary.AppendUvarint(nil, uint64(len(text))))
-		io.WriteString(h, text)
-		h.Write(binary.AppendUvarint(nil, uint64(len(file.data))))
-		h.Write(file.data)
-	}
-	return [sha256.Size]byte(h.Sum(nil))
-}
-
-func (f certificateContent) readable() bool {
-	return f.cert.err == nil && f.key.err == nil && (f.ocsp == nil || f.ocsp.err == nil)
-}
-
-// stat follows symlinks. A file that has no stat is nil.
-func (c *CertificateFiles) stat() []fs.FileInfo {
-	paths := []string{c.Cert, c.Key, c.OCSP}
-	if c.CertPEM != nil {
-		paths = paths[1:]
-	}
-	stats := make([]fs.FileInfo, len(paths))
-	for i, path := range paths {
-		if path == "" {
-			continue
-		}
-		if info, err := os.Stat(path); err == nil {
-			stats[i] = info
-		}
-	}
-	return stats
-}
-
-func sameStats(a, b []fs.FileInfo) bool {
-	for i := range a {
-		if a[i] == nil && b[i] == nil {
-			continue
-		}
-		if a[i] == nil || b[i] == nil || !os.SameFile(a[i], b[i]) ||
-			a[i].Size() != b[i].Size() || a[i].Mode() != b[i].Mode() || !a[i].ModTime().Equal(b[i].ModTime()) {
-			return false
-		}
-	}
-	return true
-}
-
-func allOlder(stats []fs.FileInfo, age time.Duration) bool {
-	for _, info := range stats {
-		if info != nil && time.Since(info.ModTime()) < age {
-			return false
-		}
-	}
-	return true
 }

@@ -611,9 +611,9 @@ func TestWatchAtRest(t *testing.T) {
 		}
 		age(s.Cert)
 		age(s.Key)
-		var w certificateWatch
+		w := s.watching()
 		for range 3 {
-			s.look(&w)
+			w.look()
 		}
 		if !w.atRest {
 			t.Fatal("not at rest")
@@ -625,13 +625,13 @@ func TestWatchAtRest(t *testing.T) {
 		replace(t, s.Key, key)
 		age(s.Key)
 		for range 3 {
-			s.look(&w)
+			w.look()
 		}
 		s.wantName(t, "two.example")
 
 		write(t, s.Key, []byte("garbage"))
 		for range 3 {
-			s.look(&w)
+			w.look()
 		}
 		s.want(t, "certificate taken up", "certificate files refused")
 	})

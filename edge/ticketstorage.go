@@ -33,6 +33,15 @@ type KeyStorage interface {
 	SetAside(ctx context.Context, key string) (aside string, err error)
 }
 
+// Load reads the storage once, so that clients of an earlier process can resume from the first connection on.
+// Run does the same, but nobody waits for it.
+func (k *TicketKeys) Load(ctx context.Context) error {
+	if k.Storage == nil {
+		return nil
+	}
+	return k.look(ctx)
+}
+
 // follow reads the storage until ctx ends, and renews what it holds.
 func (k *TicketKeys) follow(ctx context.Context) {
 	timer := time.NewTimer(0)

@@ -1,0 +1,159 @@
+package edge
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"raimon/tunnel"
+)
+
+// The reasons that metrics tell apart are few and fixed: what strangers do must not make more of them.
+
+// limitReason names the limit that err is about.
+func limitReason(err error) string {
+	switch {
+	case errors.Is(err, ErrFull):
+		return "connections"
+	case errors.Is(err, ErrPerAddress):
+		return "per_address"
+	case errors.Is(err, ErrRate):
+		return "rate"
+	case errors.Is(err, ErrRouteFull):
+		return "route"
+	}
+	return "other"
+}
+
+// isLimit tells whether err is one of those that are counted as refusals.
+func isLimit(err error) bool { return limitReason(err) != "other" }
+
+// endReason says how a tunnel ended.
+func endReason(err error) string {
+	var closed *tunnel.CloseError
+	switch {
+	case err == nil:
+		return "closed"
+	case errors.Is(err, tunnel.ErrDrained), errors.Is(err, context.Canceled):
+		return "shutdown"
+	case errors.Is(err, tunnel.ErrLinger):
+		return "silent"
+	case tunnel.IsReset(err):
+		return "reset"
+	case errors.As(err, &closed):
+		return "close_code"
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "cut"
+	case isTimeout(err): // keep-alive, or a peer that acknowledges nothing
+		return "timeout"
+	}
+	return "failed"
+}
+
+// targetReason says why a target could not be reached.
+func targetReason(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return "name"
+	case isTimeout(err):
+		return "timeout"
+	case tunnel.IsRefused(err):
+		return "refused"
+	case errors.Is(err, tunnel.ErrDrained), errors.Is(err, context.Canceled):
+		return "shutdown"
+	}
+	return "other"
+}
+
+// failureReason says why a connection became no tunnel; empty where that is no failure.
+func failureReason(reached stage, err error) string {
+	switch {
+	case errors.Is(err, tunnel.ErrNoTunnel), errors.Is(err, tunnel.ErrChallenge), isLimit(err):
+		return ""
+	case errors.Is(err, ErrAccess):
+		return "access"
+	case errors.Is(err, errUnknownName):
+		return "unknown_name"
+	case errors.Is(err, tunnel.ErrDrained), errors.Is(err, context.Canceled):
+		return "shutdown"
+	case isTimeout(err):
+		return "timeout"
+	case reached == arriving:
+		return "proxy_header"
+	}
+	if reached == inHandshake {
+		if reason := handshakeReason(err); reason != "" {
+			return reason
+		}
+	}
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "eof"
+	case tunnel.IsReset(err):
+		return "reset"
+	case reached == inHandshake:
+		return "tls"
+	}
+	return "other"
+}
+
+// handshakeReason says what two did not agree on in TLS; empty: it was something else. Crypto/tls has no
+// types for most of its errors, so it goes by what they say.
+func handshakeReason(err error) string {
+	var (
+		certificate certificateError
+		record      tls.RecordHeaderError
+		client      *tls.CertificateVerificationError
+		op          *net.OpError
+	)
+	switch {
+	case errors.As(err, &certificate):
+		return "certificate"
+	case errors.As(err, &record):
+		return "not_tls"
+	case errors.As(err, &client):
+		return "client_certificate"
+	case errors.As(err, &op) && op.Op == "remote error":
+		return alertReason(op.Err)
+	}
+	text := err.Error()
+	for part, reason := range map[string]string{
+		"tls: no certificates configured":              "unknown_name",
+		"tls: client offered only unsupported version": "tls_version",
+		"tls: no cipher suite supported by both":       "tls_cipher",
+		"tls: client didn't provide a certificate":     "client_certificate",
+	} {
+		if strings.Contains(text, part) {
+			return reason
+		}
+	}
+	return ""
+}
+
+// alerts are those that clients send in handshakes (RFC 8446, section 6.2), as crypto/tls spells them.
+var alerts = []string{
+	"bad certificate", "unsupported certificate", "revoked certificate", "expired certificate", "unknown certificate",
+	"unknown certificate authority", "handshake failure", "protocol version not supported", "illegal parameter",
+	"error decrypting message", "error decoding message", "bad record MAC", "unexpected message", "access denied",
+	"internal error", "user canceled", "unrecognized name", "bad certificate status response", "missing extension", "unsupported extension",
+}
+
+func alertReason(alert error) string {
+	name := strings.TrimPrefix(alert.Error(), "tls: ")
+	if !slices.Contains(alerts, name) {
+		return "alert_other"
+	}
+	return "alert_" + strings.ReplaceAll(strings.ToLower(name), " ", "_")
+}
+
+func isTimeout(err error) bool {
+	return errors.Is(err, tunnel.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT)
+}

@@ -1,0 +1,375 @@
+package edge
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"raimon/tunnel"
+)
+
+// snapshot is a Config, prepared for handshakes.
+type snapshot struct {
+	server    *Server
+	config    *Config
+	sites     map[string]*Site     // by name; "" is the site without names
+	entrances map[string]*entrance // by address of the listener
+	tls       *tls.Config
+	passes    bool // some site is passed on untouched
+}
+
+func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	now := &snapshot{server: s, config: c, sites: make(map[string]*Site), entrances: make(map[string]*entrance)}
+	for _, site := range c.Sites {
+		now.passes = now.passes || site.Pass != ""
+		for _, name := range site.Names {
+			now.sites[name] = site
+		}
+		if len(site.Names) == 0 {
+			now.sites[""] = site
+		}
+	}
+	now.tls = now.tlsConfig()
+	for _, l := range c.Listeners {
+		e := &entrance{Listener: l, snapshot: now}
+		e.forwarder = &tunnel.Forwarder{
+			Accept: tunnel.Transport{e}, Dial: dial, Opened: s.opened,
+			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Log: s.Log, Level: c.Level,
+		}
+		now.entrances[l.Address] = e
+	}
+	return now, nil
+}
+
+// entrance is a Listener with all that lies behind it: the accepting side of a tunnel.
+type entrance struct {
+	Listener
+	snapshot  *snapshot
+	forwarder *tunnel.Forwarder
+}
+
+// Client is not for an edge.
+func (e *entrance) Client(context.Context, tunnel.Conn) (tunnel.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Server finds out what the one who has connected wants.
+func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	v := &visit{entrance: e, info: info, local: c.LocalAddr(), stage: arriving}
+	info.Route = v
+	accepted := c
+	if e.expectsProxy(info.Client) {
+		var err error
+		if c, err = v.readProxyHeader(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	v.network = network(info.Client)
+	v.cut = func() {
+		resetOnClose(accepted)
+		cancel(ErrPerAddress)
+	}
+	if err := e.snapshot.server.admit(v); err != nil {
+		resetOnClose(accepted)
+		return nil, err
+	}
+	v.stage, v.begin = inHandshake, time.Now()
+	if e.Plain {
+		v.site = e.snapshot.sites[""]
+		return upper{v}.Server(ctx, c, info)
+	}
+	if e.snapshot.passes {
+		hello, peeked, err := tunnel.PeekHello(ctx, c, info)
+		if err != nil {
+			return nil, err
+		}
+		if site := e.snapshot.site(hello.ServerName); site != nil && site.Pass != "" {
+			info.ServerName, v.site = hello.ServerName, site
+			if !v.settle() {
+				return nil, ErrPerAddress
+			}
+			v.note()
+			return peeked, nil
+		}
+		c = peeked
+	}
+	return tunnel.Transport{&tunnel.TLS{ServerConfig: e.snapshot.tls}, upper{v}}.Server(ctx, c, info)
+}
+
+// expectsProxy tells whether connections from client begin with a PROXY header.
+func (e *entrance) expectsProxy(client net.Addr) bool {
+	ip := addressOf(client)
+	return slices.ContainsFunc(e.ProxyFrom, func(p netip.Prefix) bool {
+		return p.Contains(ip) || !ip.IsValid() && p.Bits() == 0 // Unix sockets have no address
+	})
+}
+
+// site is that for a server name; nil: there is none.
+func (s *snapshot) site(name string) *Site {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if site := siteNamed(s.sites, name); site != nil {
+		return site
+	}
+	if name == "" { // who names nothing gets the first
+		return s.config.Sites[0]
+	}
+	return nil
+}
+
+// upper is what comes above TLS, or above nothing on a plain listener.
+type upper struct{ *visit }
+
+// Client is not for an edge.
+func (u upper) Client(context.Context, tunnel.Conn) (tunnel.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (u upper) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
+	v := u.visit
+	v.stage = inRequest
+	if !v.entrance.Plain {
+		v.site = v.entrance.snapshot.site(info.ServerName)
+		if v.site == nil {
+			return nil, errUnknownName
+		}
+		v.policy = v.site.Clients.policy()
+		v.entrance.snapshot.server.Metrics.shookHands(v)
+	}
+	if v.site != nil && v.site.Raw != nil {
+		if err := v.takeRaw(info); err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
+	ws := &tunnel.WebSocket{Match: v.match, Site: v, Ping: v.entrance.snapshot.config.Ping}
+	return ws.Server(ctx, c, info)
+}
+
+// visit is one connection, until it has become a tunnel and while it is one.
+type visit struct {
+	guest
+	entrance *entrance
+	info     *tunnel.Info
+	local    net.Addr // where the client has connected to
+	stage    stage
+	begin    time.Time   // of the TLS handshake
+	live     *liveTunnel // nil: no tunnel yet
+
+	site   *Site  // nil on a plain listener, where each request has its own
+	policy string // what the client had to show in the handshake
+	route  *Route // nil: no tunnel, or passed on untouched
+	user   string // whose token or certificate opened the route
+	open   *tunnelCount
+}
+
+// stage is how far a visit has come.
+type stage int
+
+const (
+	arriving    stage = iota // a PROXY header and limits
+	inHandshake              // of TLS
+	inRequest                // for a tunnel
+	atTarget                 // which is dialed
+)
+
+// errUnknownName is why nobody could shake hands.
+var errUnknownName = errors.New("no site has this name")
+
+// current is the site as it is now, which a reload may have changed: nil if it is not what the client
+// has shaken hands for any more.
+func (v *visit) current(r *http.Request) *Site {
+	now := v.entrance.snapshot.server.current.Load()
+	site := now.site(v.info.ServerName)
+	if v.entrance.Plain {
+		site = now.site(hostName(r.Host))
+	} else if site == nil || site.Pass != "" || site.Raw != nil || site.Clients.policy() != v.policy {
+		return nil
+	}
+	if site != nil && site.Clients.check(v.info.TLS) != nil { // revoked meanwhile, or a plain listener
+		return nil
+	}
+	return site
+}
+
+// settle says that the visitor has asked for something, and so did not come to hold a place only. It is too late if
+// another one has got the place.
+func (v *visit) settle() bool { return v.entrance.snapshot.server.addresses.settle(&v.guest) }
+
+// match tells whether r, which asks for a WebSocket, gets a tunnel.
+func (v *visit) match(r *http.Request, info *tunnel.Info) bool {
+	site := v.current(r)
+	if !v.settle() || site == nil {
+		return false
+	}
+	route, user := site.route(r, info)
+	return route != nil && v.take(site, route, user)
+}
+
+// route is that which r may have; nil: none. Somebody who looks for routes learns nothing from how long it
+// takes: for each request one Access is asked.
+func (s *Site) route(r *http.Request, info *tunnel.Info) (*Route, string) {
+	n := slices.IndexFunc(s.Routes, func(route *Route) bool { return route.Path == r.RequestURI && s.isHost(route, r.Host) })
+	if n < 0 {
+		if n = slices.IndexFunc(s.Routes, func(route *Route) bool { return route.Access.Tokens != nil }); n >= 0 {
+			s.Routes[n].Access.allows(r, info)
+		}
+		return nil, ""
+	}
+	user, ok := s.Routes[n].Access.allows(r, info)
+	if !ok {
+		return nil, ""
+	}
+	return s.Routes[n], user
+}
+
+func (s *Site) isHost(route *Route, header string) bool {
+	if route.Host != "" {
+		return tunnel.SameHost(header, route.Host)
+	}
+	return s.has(hostName(header))
+}
+
+// takeRaw gives the visitor of a site without HTTP its tunnel.
+func (v *visit) takeRaw(info *tunnel.Info) error {
+	if !v.settle() {
+		return ErrPerAddress
+	}
+	route := v.site.Raw
+	if err := v.site.Clients.check(info.TLS); err != nil {
+		return err
+	}
+	user, ok := route.Access.allows(nil, info)
+	switch {
+	case !ok:
+		return ErrAccess
+	case !v.take(v.site, route, user):
+		v.entrance.snapshot.server.Metrics.refused(ErrRouteFull)
+		return ErrRouteFull
+	}
+	return nil
+}
+
+// take makes the visit a tunnel on route, unless there are too many.
+func (v *visit) take(site *Site, route *Route, user string) bool {
+	open := v.entrance.snapshot.server.openOn(site, route)
+	if !open.take(route.Limit) {
+		return false
+	}
+	v.site, v.route, v.user, v.open = site, route, user, open
+	v.note()
+	return true
+}
+
+// ServeHTTP answers whoever gets no tunnel, as the site behind it does.
+func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	v.settle()
+	site := v.current(r)
+	if site == nil || !v.entrance.Plain && v.belongsElsewhere(site, r.Host) {
+		// A browser then asks again on a new connection (RFC 9110, section 15.5.20).
+		w.Header().Set("Connection", "close")
+		http.Error(w, http.StatusText(http.StatusMisdirectedRequest), http.StatusMisdirectedRequest)
+		return
+	}
+	if tunnel.IsUpgrade(r) {
+		if route, _ := site.route(r, v.info); route != nil { // it was full, or still is
+			v.entrance.snapshot.server.Metrics.refused(ErrRouteFull)
+			w.Header().Set("Retry-After", "5")
+			http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
+			return
+		}
+		if slices.ContainsFunc(site.Routes, func(route *Route) bool { return route.Access.Tokens != nil }) {
+			r.Header.Del("Authorization") // a token with a mistyped path is not for the website
+		}
+	}
+	if site.Behind == nil {
+		http.NotFound(w, r)
+		return
+	}
+	site.Behind.ServeHTTP(w, r)
+}
+
+// belongsElsewhere tells whether host is a name of another site than the one that the client has shaken hands
+// with: browsers use one connection for all names of its certificate (RFC 9113, section 9.1.1).
+func (v *visit) belongsElsewhere(site *Site, host string) bool {
+	other := siteNamed(v.entrance.snapshot.server.current.Load().sites, hostName(host))
+	return other != nil && other != site && len(other.Names) > 0
+}
+
+// note tells the log, and those who dial, what was chosen.
+func (v *visit) note() {
+	if site := v.siteLabel(); site != "" {
+		v.info.Attrs = []any{"site", site, "route", v.routeLabel()}
+	}
+	if v.user != "" {
+		v.info.Attrs = append(v.info.Attrs, "user", v.user)
+	}
+}
+
+func (v *visit) siteLabel() string {
+	if v.site == nil {
+		return ""
+	}
+	return v.site.label()
+}
+
+// passLabel is what logs call the way of connections that are passed on untouched.
+const passLabel = "pass"
+
+func (v *visit) routeLabel() string {
+	if v.route == nil {
+		return passLabel
+	}
+	return v.route.label()
+}
+
+// leave gives back what the visit has taken of limits.
+func (v *visit) leave() {
+	if v.open != nil {
+		v.open.give()
+	}
+	v.entrance.snapshot.server.addresses.leave(&v.guest)
+}
+
+// dial reaches the target that was chosen.
+func dial(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
+	v := info.Route.(*visit)
+	v.stage = atTarget
+	config := v.entrance.snapshot.config
+	reach := config.Dial
+	if reach == nil {
+		reach = new(tunnel.Dialer).Dial
+	}
+	target, proxy := v.site.Pass, v.site.Proxy
+	if v.route != nil {
+		target, proxy = v.route.Target, v.route.Proxy
+	}
+	c, err := reach(ctx, target)
+	if err != nil || proxy == 0 {
+		return c, err
+	}
+	if err := v.writeProxyHeader(ctx, c, proxy); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// hostName is the host of a Host header without its port, in lower case, as server names are.
+func hostName(header string) string {
+	name := header
+	if host, _, err := net.SplitHostPort(name); err == nil {
+		name = host
+	}
+	return strings.ToLower(strings.TrimSuffix(strings.Trim(name, "[]"), "."))
+}
