@@ -85,7 +85,11 @@ func transport(job *command.Job) (tunnel.Transport, error) {
 	}
 	if o.WS {
 		masks := map[string]tunnel.Mask{"skip": tunnel.MaskSkip, "fixed": tunnel.MaskFixed, "standard": tunnel.MaskStandard}
-		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Mask: masks[o.Mask], Ping: o.Ping})
+		token, err := token(job)
+		if err != nil {
+			return nil, err
+		}
+		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Token: token, Mask: masks[o.Mask], Ping: o.Ping})
 	}
 	return t, nil
 }

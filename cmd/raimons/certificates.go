@@ -31,6 +31,9 @@ type certificates struct {
 	selfSigned *tls.Certificate       // servername; nil if not given
 	acme       *acme.Config           // acme and on-demand; nil if not given
 	managed    *acme.Manager          // made of acme, once it is clear what CAs can reach
+
+	have func(key string) net.Listener // listeners that are open already, nil where there is none; nil: none at all
+	web  map[string]net.Listener       // of port 80, by keys for have
 }
 
 // openCertificates opens what the options name. Nothing is listened on, and no CA is asked.
@@ -95,15 +98,14 @@ func (c *certificates) run(ctx context.Context, running *sync.WaitGroup, listene
 		running.Go(func() { redirect.Serve(ctx, l, managed.HTTPHandler(redirect)) })
 	}
 	running.Go(func() { managed.Run(ctx) })
-	running.Go(func() { c.answerCommands(ctx) })
 	return nil
 }
 
-// answerCommands lets raimons certs talk to us. Tunnels do not depend on it.
-func (c *certificates) answerCommands(ctx context.Context) {
-	err := control.Serve(ctx, storageRoot(c.job.Options.Storage), c.managed, c.job.Log)
+// answerCommands lets raimons certs and raimons reload talk to us. Tunnels do not depend on it.
+func answerCommands(ctx context.Context, job *command.Job, service control.Service) {
+	err := control.Serve(ctx, storageRoot(job.Options.Storage), service, job.Log)
 	if err != nil {
-		c.job.Log.Warn("raimons certs cannot talk to this edge", "error", err, "hint", command.Hint(err))
+		job.Log.Warn("raimons certs cannot talk to this edge", "error", err, "hint", command.Hint(err))
 	}
 }
 
@@ -241,17 +243,29 @@ func (c *certificates) listenHTTP(ctx context.Context) ([]net.Listener, error) {
 		return nil, nil
 	}
 	config := tunnel.ListenConfig{Log: c.job.Log}
+	if c.have != nil {
+		config.Have = func(address string) net.Listener { return c.have(webKey + address) }
+	}
+	listen := func(address string) (all []net.Listener, err error) {
+		opened, err := config.Open(ctx, address)
+		c.web = make(map[string]net.Listener)
+		for address, l := range opened {
+			c.web[webKey+address] = l
+			all = append(all, l)
+		}
+		return all, err
+	}
 	if address != "" {
 		if _, _, err := tunnel.ParseAddress(address); err != nil {
 			return nil, &options.Error{Option: "http", Problem: err.Error(), Hint: "write http=:80, with a colon before the port, or http=off"}
 		}
-		listeners, err := config.Listen(ctx, address)
+		listeners, err := listen(address)
 		if err != nil {
 			return nil, fmt.Errorf("option %q: %w", "http", err)
 		}
 		return listeners, nil
 	}
-	listeners, err := config.Listen(ctx, ":80")
+	listeners, err := listen(":80")
 	if err != nil {
 		hint := "http=off says that this is meant to be so; http= names another address to which port 80 is forwarded"
 		if c.acme.DNS != nil {
@@ -263,6 +277,9 @@ func (c *certificates) listenHTTP(ctx context.Context) ([]net.Listener, error) {
 	}
 	return listeners, nil
 }
+
+// webKey stands before the address of a listener for port 80 where it is handed over.
+const webKey = "http "
 
 // challenges decides which of them a CA could see answered.
 func (c *certificates) challenges(port string, http bool) {

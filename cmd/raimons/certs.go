@@ -32,6 +32,7 @@ certs finds the edge that is running there, and the edge does the work. So this 
     raimons certs list
     raimons certs renew edge.example.com
     raimons certs list 'storage=/srv/raimon'
+    raimons certs list -config /etc/raimon/edge.toml
 
 Where no edge is running, list and revoke work on what is stored, and renew needs all of the edge's
 options that have to do with certificates; it takes port 80 (or http=) and port 443 as long as it runs:
@@ -71,6 +72,9 @@ var certsCommand = command.Command{
 func certs(ctx context.Context, job *command.Job) error {
 	if job.Options.LogLevel != "debug" {
 		log.SetOutput(io.Discard) // see run
+	}
+	if err := storageOfConfig(job); err != nil {
+		return err
 	}
 	root := storageRoot(job.Options.Storage)
 	if root == "" {

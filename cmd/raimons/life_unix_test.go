@@ -23,7 +23,7 @@ import (
 
 const deadTarget = "127.0.0.1:1" // tcpmux: nobody has it
 
-func signal(t *testing.T, p *commandtest.Process) {
+func terminate(t *testing.T, p *commandtest.Process) {
 	t.Helper()
 	if err := syscall.Kill(p.PID(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func TestDrainCutsWhatIsLeft(t *testing.T) {
 	c := commandtest.Dial(t, p.Address)
 	commandtest.Echoed(t, c)
 
-	signal(t, p)
+	terminate(t, p)
 	p.Log.Wait(t, `"shutting down","drain":"2s"`)
 	refused(t, p.Address)
 	commandtest.Echoed(t, c)
@@ -72,7 +72,7 @@ func TestDrainEndsWithTheLastTunnel(t *testing.T) {
 	c := commandtest.Dial(t, p.Address)
 	commandtest.Echoed(t, c)
 
-	signal(t, p)
+	terminate(t, p)
 	refused(t, p.Address)
 	commandtest.Echoed(t, c)
 	c.CloseWrite()
@@ -90,9 +90,9 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	p := commandtest.Start(t, exec.Command("raimons", "127.0.0.1:0", tunneltest.Echo(t), "drain=1h"))
 	commandtest.Echoed(t, commandtest.Dial(t, p.Address))
 
-	signal(t, p)
+	terminate(t, p)
 	p.Log.Wait(t, "shutting down")
-	signal(t, p)
+	terminate(t, p)
 
 	if status := p.Ended(t); status != 1 {
 		t.Errorf("exit status %d, want 1", status)
@@ -116,7 +116,7 @@ func TestPluginEndsAtOnce(t *testing.T) {
 	commandtest.Echoed(t, commandtest.Dial(t, p.Address))
 
 	begin := time.Now()
-	signal(t, p)
+	terminate(t, p)
 
 	if status := p.Ended(t); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
@@ -167,7 +167,7 @@ func TestDeadTarget(t *testing.T) {
 		}
 	}
 
-	signal(t, p)
+	terminate(t, p)
 	if status := p.Ended(t); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
 	}
@@ -202,7 +202,7 @@ func TestProbesAreSilent(t *testing.T) {
 				}
 				c.Close()
 			}
-			signal(t, p)
+			terminate(t, p)
 			if status := p.Ended(t); status != 0 {
 				t.Errorf("exit status %d, want 0", status)
 			}
@@ -275,7 +275,7 @@ func TestVisitorsAreNotWaitedFor(t *testing.T) {
 		t.Fatalf("got %v, %v; want 404", answer, err)
 	}
 
-	signal(t, p)
+	terminate(t, p)
 
 	if status := p.Ended(t); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
@@ -289,7 +289,7 @@ func TestSilentVisitorsAreNotWaitedFor(t *testing.T) {
 		p := commandtest.Start(t, exec.Command("raimons", "127.0.0.1:0", deadTarget, options+";drain=1h;timeout=1h"))
 		commandtest.Dial(t, p.Address)
 
-		signal(t, p)
+		terminate(t, p)
 
 		if status := p.Ended(t); status != 0 {
 			t.Errorf("%s: exit status %d, want 0", options, status)

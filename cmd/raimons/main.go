@@ -4,7 +4,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"io"
 	"log"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 
 	"raimon/edge"
 	"raimon/internal/command"
+	"raimon/internal/control"
 	"raimon/internal/options"
 	"raimon/storage"
 	"raimon/tunnel"
@@ -24,6 +24,10 @@ import (
 const help = `raimons takes tunnels on a public port and hands plain TCP to a target.
 
     raimons <listen> <target> [options]     accept on listen, forward to target
+    raimons -config <file>                  many names, a website, tunnels for some only: docs/config.md
+    raimons check <file>                    would an edge start with that file? if not, why not
+    raimons reload [-config <file>]         make the running edge take it up; raimons reload -h explains
+    raimons token <name>                    make a token for a client; raimons token -h explains
     raimons certs list|renew|revoke         look after certificates; raimons certs -h explains
 
 Addresses are host:port, [ipv6]:port, :port or unix:/path. The options are one word,
@@ -39,6 +43,10 @@ everybody who does not ask for the tunnel meets an ordinary web server.
 It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as plugin_opts.
 
 Flags:
+  -config <file>             run what the file says
+  -take-over                 with -config: take the listeners from the edge that runs with the same storage;
+                             it keeps its tunnels until they end
+  -no-sandbox                with -config: do without the walls (Landlock) around the files that it names
   -v                         log every connection
   -log-format text|json      default: text on a terminal, else json
   -version                   print the version
@@ -49,7 +57,8 @@ Exit status: 0 after a clean end, 1 when something fails, 23 when the options ar
 `
 
 func main() {
-	os.Exit(command.Main(&command.Program{Side: options.Server, Help: help, Commands: []command.Command{certsCommand}, Run: run}))
+	os.Exit(command.Main(&command.Program{Side: options.Server, Help: help,
+		Commands: []command.Command{certsCommand, checkCommand, reloadCommand, tokenCommand}, Run: run, RunConfig: runConfig}))
 }
 
 func run(ctx context.Context, job *command.Job) error {
@@ -61,30 +70,81 @@ func run(ctx context.Context, job *command.Job) error {
 	if err != nil {
 		return err
 	}
-	listeners, err := job.Open(ctx, tunnel.ListenConfig{FastOpen: o.FastOpen, Fwmark: o.Fwmark})
-	if err != nil {
+	server := &edge.Server{Log: job.Log, Hint: command.Hint, Tickets: ticketKeys(job)}
+	config := fromOptions(job, certificates)
+	if err := server.Apply(ctx, config); err != nil {
 		return err
 	}
-	defer closeAll(listeners)
+	defer server.Close()
 	background, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer awaitAll(&running, job.Log)
 	defer stop()
-	if err := certificates.run(background, &running, listeners); err != nil {
+	if err := certificates.run(background, &running, listeners(server, config)); err != nil {
 		return err
 	}
-	tickets := ticketKeys(job)
+	if certificates.managed != nil {
+		running.Go(func() { answerCommands(background, job, control.Service{Certificates: certificates.managed}) })
+	}
 	if o.TLS {
-		running.Go(func() { tickets.Run(background) })
+		loadTickets(background, server.Tickets)
+		running.Go(func() { server.Tickets.Run(background) })
 	}
+	for _, l := range listeners(server, config) {
+		job.Log.Info("listening", "address", l.Addr().String(), "target", job.Remote, "transport", transportName(o))
+	}
+	return server.Run(ctx)
+}
+
+// fromOptions makes of an option string what a config file says in more words: one site, one route.
+func fromOptions(job *command.Job, certificates *certificates) *edge.Config {
+	o := job.Options
 	dialer := &tunnel.Dialer{Fwmark: o.Fwmark}
-	f := &tunnel.Forwarder{
-		Accept: transport(job, certificates, tickets),
-		Dial: func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
-			return dialer.Dial(ctx, job.Remote)
-		},
+	route := &edge.Route{Path: o.Path, Host: o.Host, Target: job.Remote}
+	site := &edge.Site{Certificate: certificates.GetCertificate, Tickets: ticketSite(job)}
+	if o.WS {
+		site.Routes = []*edge.Route{route}
+	} else {
+		site.Raw = route
 	}
-	return job.Serve(ctx, f, listeners)
+	config := &edge.Config{
+		Listen: tunnel.ListenConfig{FastOpen: o.FastOpen, Fwmark: o.Fwmark}, Sites: []*edge.Site{site}, Dial: dialer.Dial,
+		Timeout: o.Timeout, Linger: o.Linger, Drain: o.Drain, Ping: o.Ping, Level: slog.LevelDebug,
+	}
+	if o.Drain == 0 {
+		config.Drain = -1
+	}
+	if certificates.acme != nil {
+		config.Challenges = certificates.GetCertificate
+	}
+	for _, address := range job.Listen {
+		config.Listeners = append(config.Listeners, edge.Listener{Address: address, Plain: !o.TLS})
+	}
+	return config
+}
+
+func transportName(o *options.Options) string {
+	switch {
+	case o.WS && o.TLS:
+		return "wss"
+	case o.WS:
+		return "ws"
+	case o.TLS:
+		return "tls"
+	}
+	return "tcp"
+}
+
+// listeners are those that are open, in the order of the config.
+func listeners(server *edge.Server, config *edge.Config) []net.Listener {
+	opened := server.Listeners()
+	var all []net.Listener
+	for _, l := range config.Listeners {
+		if l := opened[l.Address]; l != nil {
+			all = append(all, l)
+		}
+	}
+	return all
 }
 
 // awaitAll waits for what runs beside the tunnels. A storage that hangs must not keep us from ending.
@@ -109,27 +169,6 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-// transport makes the layers that the options ask for.
-func transport(job *command.Job, certificates *certificates, tickets *edge.TicketKeys) tunnel.Transport {
-	o := job.Options
-	var t tunnel.Transport
-	if o.TLS {
-		config := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certificates.GetCertificate}
-		if o.WS {
-			tunnel.ServeALPN(config, "h2", "http/1.1")
-		}
-		if certificates.managed != nil {
-			tunnel.ServeChallenges(config)
-		}
-		tickets.Bind(config, site(job), "") // last: the configs that were made of it use its keys
-		t = append(t, &tunnel.TLS{ServerConfig: config})
-	}
-	if o.WS {
-		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Ping: o.Ping})
-	}
-	return t
-}
-
 // ticketKeys makes clients resume after a restart, if there is a storage.
 func ticketKeys(job *command.Job) *edge.TicketKeys {
 	keys := &edge.TicketKeys{Log: job.Log}
@@ -139,8 +178,24 @@ func ticketKeys(job *command.Job) *edge.TicketKeys {
 	return keys
 }
 
-// site tells edges apart that share a storage: no ticket of one opens another.
-func site(job *command.Job) string {
+// loadTickets makes clients of an earlier process resume from the first connection on, unless the storage is slow.
+// What is wrong with it is said by keys.Run.
+func loadTickets(ctx context.Context, keys *edge.TicketKeys) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	loaded := make(chan struct{})
+	go func() {
+		defer cancel()
+		defer close(loaded)
+		keys.Load(ctx)
+	}()
+	select {
+	case <-loaded:
+	case <-ctx.Done():
+	}
+}
+
+// ticketSite tells edges apart that share a storage: no ticket of one opens another.
+func ticketSite(job *command.Job) string {
 	o := job.Options
 	return strings.ToLower(cmp.Or(o.Host, strings.Join(o.ACME, ","), o.ServerName, job.Remote))
 }
