@@ -87,9 +87,7 @@ func TestBrowser(t *testing.T) {
 				}
 			}))
 			t.Cleanup(web.Close)
-			start(t, "chromium", append(noProxy, "HOME="+t.TempDir()), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-				"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--no-proxy-server",
-				"--ignore-certificate-errors", "--remote-debugging-port=0", "--user-data-dir="+t.TempDir(), web.URL+"/")
+			startChromium(t, t.TempDir(), "--ignore-certificate-errors", web.URL+"/")
 			for _, want := range []string{"whole", "closed 1000 true"} {
 				select {
 				case got := <-reports:
@@ -102,4 +100,14 @@ func TestBrowser(t *testing.T) {
 			}
 		})
 	}
+}
+
+// startChromium starts a browser without a window; home is a folder of its own.
+func startChromium(t testing.TB, home string, args ...string) *process {
+	t.Helper()
+	return start(t, "chromium", append(noProxy, "HOME="+home, "XDG_DATA_HOME="+home+"/.local/share"), append([]string{
+		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--no-proxy-server",
+		"--remote-debugging-port=0", "--user-data-dir=" + t.TempDir(),
+	}, args...)...)
 }

@@ -16,6 +16,9 @@ install_debian \
     ss:iproute2 \
     nc:netcat-openbsd \
     chromium:chromium \
+    certutil:libnss3-tools \
+    testssl:testssl.sh \
+    sslscan:sslscan \
     named:bind9 \
     dig:bind9-dnsutils \
     knotd:knot

@@ -212,8 +212,8 @@ func (l *logTail) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.data.Write(p)
-	if l.data.Len() > 64<<10 {
-		l.data.Next(32 << 10)
+	if l.data.Len() > 1<<20 {
+		l.data.Next(512 << 10)
 	}
 	return len(p), nil
 }

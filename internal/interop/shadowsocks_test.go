@@ -35,12 +35,27 @@ func (s shadowsocks) startServer(t testing.TB, option string) (*process, string)
 	return s.start(t, s.server, "", "raimons", option)
 }
 
+// startPlainServer starts the far end without a plugin.
+func (s shadowsocks) startPlainServer(t testing.TB) string {
+	t.Helper()
+	address := freePort()
+	args := []string{"-k", shadowsocksPassword, "-m", shadowsocksMethod}
+	if strings.HasPrefix(s.server, "ss-") {
+		args = append(args, "-s", host(address), "-p", port(address))
+	} else {
+		args = append(args, "-s", address)
+	}
+	start(t, s.server, noProxy, args...).awaitPort(t, address)
+	return address
+}
+
+const shadowsocksMethod, shadowsocksPassword = "aes-256-gcm", "secret"
+
 // start gives back the address on which shadowsocks or its plugin listens.
 func (s shadowsocks) start(t testing.TB, name, remote, plugin, option string) (*process, string) {
 	t.Helper()
-	const method, password = "aes-256-gcm", "secret"
 	address := freePort()
-	args := []string{"-k", password, "-m", method, "--plugin", program(t, plugin)}
+	args := []string{"-k", shadowsocksPassword, "-m", shadowsocksMethod, "--plugin", program(t, plugin)}
 	if option != "" {
 		args = append(args, "--plugin-opts", option)
 	}
