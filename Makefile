@@ -1,6 +1,7 @@
 # make help lists the targets.
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+NFPM        = github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 PLATFORMS   = linux/amd64 linux/arm64 linux/mipsle android/arm64 darwin/amd64 darwin/arm64 windows/amd64 freebsd/amd64
 
@@ -18,10 +19,15 @@ RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race,)
 # What every path through package tunnel has to pass.
 TUNNELS = Conformance|Echoes|Many|ByteByByte|Half|Cut|Reset|Early|LastReply
 
+# What make packages builds, and as which version: that of the last tag.
+PACKAGES      = deb rpm apk
+ARCHITECTURES = amd64 arm64
+VERSION       = $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' 2>/dev/null || echo v0.0.0))
+
 # How long make soak lasts.
 SOAK = 100s
 
-.PHONY: help build demo test portable lint cross interop load soak bench vuln clean
+.PHONY: help build demo test portable lint cross interop load soak bench packages vuln clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +76,13 @@ load: ## thousands of tunnels, little memory, system calls counted; on Linux, as
 
 soak: ## open, end, reset and kill at random; SOAK=1h for an hour
 	go test -tags load -count=1 -v -timeout 0 -run Soak ./internal/load -soak $(SOAK)
+
+packages: ## deb, rpm and apk for Linux into bin/packages/
+	@mkdir -p bin/packages
+	@set -e; for a in $(ARCHITECTURES); do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$a go build -trimpath -ldflags=-s -o bin/linux-$$a/ ./cmd/...; \
+		for p in $(PACKAGES); do ARCH=$$a VERSION=$(VERSION) \
+			go run $(NFPM) package -f docs/deploy/packages/nfpm.yaml -p $$p -t bin/packages/; done; done
 
 vuln: ## govulncheck; needs its database, which is on the network
 	go run $(GOVULNCHECK) ./...
