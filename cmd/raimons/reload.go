@@ -1,12 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
 
 	"raimon/internal/command"
 	"raimon/internal/control"
+	"raimon/internal/service"
 )
 
 const checkHelp = `raimons check says whether an edge would start with a config file, and why not.
@@ -71,5 +77,125 @@ func storageOfConfig(job *command.Job) error {
 		return err
 	}
 	job.Options.Storage = file.Storage
+	return nil
+}
+
+// checkConfig says whether an edge would start with the config file.
+func checkConfig(_ context.Context, job *command.Job) error {
+	file, err := readConfig(job.Argument)
+	if err != nil {
+		return err
+	}
+	// Nothing is written: whoever checks may be another user than the edge.
+	job.Options.Storage = cmp.Or(job.Options.Storage, file.Storage)
+	d := &deployment{job: job, parts: make(parts), checking: true}
+	config, _, err := d.build(file)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(job.Stdout, "%s is fine: %s, %s\n", job.Argument, counted(len(config.Listeners), "listener"), counted(len(config.Sites), "site"))
+	return nil
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// service is what commands can ask of this edge.
+func (d *deployment) service() control.Service {
+	service := control.Service{Reload: d.reload}
+	if d.certificates != nil {
+		service.Certificates = d.certificates.managed
+	}
+	return service
+}
+
+// reloadOnSignal reloads with each SIGHUP until ctx ends. After that the signal does nothing: it must not end tunnels
+// that go on after a hand-over.
+func (d *deployment) reloadOnSignal(ctx context.Context) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+		}
+		if err := d.reload(ctx); err != nil {
+			d.job.Log.Error("config refused, the old one goes on", "error", err, "hint", command.Hint(err))
+		}
+	}
+}
+
+// reload takes up what the file says now. Where that is wrong, nothing changes.
+func (d *deployment) reload(ctx context.Context) (err error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	service.Reloading()
+	defer func() {
+		d.server.Metrics.Reloaded(err)
+		service.Ready("")
+	}()
+	file, err := readConfig(d.job.Config)
+	if err != nil {
+		return err
+	}
+	if err := file.needsRestart(d.file); err != nil {
+		return err
+	}
+	if missing := d.sandbox.Missing(d.reach(file)); len(missing) > 0 || d.sandbox != nil && file.runsPrograms() {
+		return &configError{file: file.name, problem: fmt.Sprintf("the sandbox does not let us read %s", strings.Join(missing, ", ")),
+			fix: "restart the edge; until then the old config goes on. -no-sandbox starts it without"}
+	}
+	config, next, err := d.build(file)
+	if err != nil {
+		return err
+	}
+	if err := d.server.Apply(ctx, config); err != nil {
+		return err
+	}
+	if d.certificates != nil && d.certificates.managed != nil {
+		if err := d.certificates.managed.SetNames(file.acmeNames()); err != nil {
+			return err
+		}
+	}
+	d.follow(next)
+	for _, p := range next {
+		if a, ok := p.value.(*accessLog); ok {
+			if err := a.file.Reopen(); err != nil {
+				d.job.Log.Warn("access log", "error", err, "hint", command.Hint(err))
+			}
+		}
+	}
+	d.file = file
+	d.job.Log.Info("config taken up", "file", file.name, "listeners", len(config.Listeners), "sites", len(config.Sites))
+	return nil
+}
+
+// needsRestart refuses what cannot change while the edge runs.
+func (c *configFile) needsRestart(old *configFile) error {
+	acmeNow, acmeOld := c.ACME, old.ACME
+	for _, k := range []struct {
+		path    string
+		changed bool
+	}{
+		{"http", c.HTTP != old.HTTP},
+		{"storage", c.Storage != old.Storage},
+		{"log-level", c.LogLevel != old.LogLevel},
+		{"admin", c.Admin != old.Admin},
+		{"acme", fmt.Sprint(acmeNow) != fmt.Sprint(acmeOld)},
+		{"site", len(c.acmeNames()) > 0 && len(old.acmeNames()) == 0 && old.ACME.OnDemand == ""},
+	} {
+		if k.changed {
+			what := k.path + " has changed"
+			if k.path == "site" {
+				what = "the first site with certificate = \"acme\""
+			}
+			return c.wrong(k.path, what+", which takes a restart", "restart the edge; until then the old config goes on")
+		}
+	}
 	return nil
 }
