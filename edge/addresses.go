@@ -39,7 +39,7 @@ type address struct {
 // guest is a connection as its address counts it.
 type guest struct {
 	network netip.Prefix
-	cut     func() // ends its handshake; it must not block
+	cut     func() // ends its handshake; it must not block. Nil: nobody gets its place
 
 	// The rest is guarded by addresses.mu.
 	counted bool
@@ -75,7 +75,7 @@ func (s *addresses) settle(g *guest) bool {
 	defer s.mu.Unlock()
 	if g.place != nil {
 		s.all[g.network].undecided.Remove(g.place)
-		g.place = nil
+		g.place, g.cut = nil, nil // a tunnel has no use for what it holds
 	}
 	return g.counted
 }
@@ -114,7 +114,9 @@ func (s *addresses) add(g *guest, client *address, now time.Time) {
 	}
 	client.open++
 	g.counted, g.since = true, now
-	g.place = client.undecided.PushBack(g)
+	if g.cut != nil {
+		g.place = client.undecided.PushBack(g)
+	}
 }
 
 func (s *addresses) drop(g *guest, client *address) {

@@ -28,6 +28,9 @@ type Server struct {
 	Tickets *TicketKeys
 	// Metrics counts what happens. Nil counts nothing.
 	Metrics *Metrics
+	// Fixed says that Apply is called once only. Without Metrics, nothing is known then of tunnels that the Config does
+	// not limit, not even to Tunnels, and each takes half a kilobyte less.
+	Fixed bool
 	// Inherited are listeners that are open already. Those of an address that a Config names are used
 	// in place of new ones, by the first Apply.
 	Inherited []net.Listener
@@ -291,7 +294,12 @@ func (s *Server) start(ctx context.Context, run *lifetime, address string, c tun
 
 // admit counts v for its address, or says why not. It may cost another visitor of that address its place.
 func (s *Server) admit(v *visit) error {
-	cut, err := s.addresses.admit(&v.guest, v.entrance.snapshot.config.Limits, time.Now())
+	limits := v.entrance.snapshot.config.Limits
+	if s.Fixed && limits.PerAddress <= 0 && limits.Rate <= 0 {
+		v.uncounted = true // nobody is turned away
+		return nil
+	}
+	cut, err := s.addresses.admit(&v.guest, limits, time.Now())
 	if cut != nil {
 		s.refused(ErrPerAddress)
 		cut()
@@ -324,6 +332,13 @@ func resetOnClose(c tunnel.Conn) {
 	}
 }
 
+// release lets go of what a tunnel has no use for once it is open, where nothing is counted.
+func (s *Server) release(session *tunnel.Session) {
+	if v := visitOf(session.Info()); v.uncounted && v.open == nil {
+		session.Info().Route = nil
+	}
+}
+
 // opened is told of each tunnel.
 func (s *Server) opened(session *tunnel.Session) {
 	v := session.Info().Route.(*visit)
@@ -344,6 +359,9 @@ func (s *Server) ended(session *tunnel.Session, err error) {
 
 // openOn counts the tunnels of a route, also across changes of the Config.
 func (s *Server) openOn(site *Site, route *Route) *tunnelCount {
+	if s.Fixed && route.Limit == 0 {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := place{site.label(), route.label(), route.Path, route.Host}

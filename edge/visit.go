@@ -21,7 +21,9 @@ type snapshot struct {
 	sites     map[string]*Site     // by name; "" is the site without names
 	entrances map[string]*entrance // by address of the listener
 	tls       *tls.Config
-	passes    bool // some site is passed on untouched
+	encrypted tunnel.Transport  // TLS and what is above
+	http      *tunnel.WebSocket // for all sites that speak it
+	passes    bool              // some site is passed on untouched
 }
 
 func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
@@ -39,10 +41,21 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 		}
 	}
 	now.tls = now.tlsConfig()
+	now.encrypted = tunnel.Transport{&tunnel.TLS{ServerConfig: now.tls}, upper{now}}
+	now.http = &tunnel.WebSocket{Ping: c.Ping,
+		Match: func(r *http.Request, info *tunnel.Info) bool { return visitOf(info).match(r, info) },
+		Site: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			visitOf(tunnel.InfoOf(r)).ServeHTTP(w, r)
+		}),
+	}
+	opened := s.opened
+	if s.Fixed && s.Metrics == nil {
+		opened = s.release
+	}
 	for _, l := range c.Listeners {
 		e := &entrance{Listener: l, snapshot: now}
 		e.forwarder = &tunnel.Forwarder{
-			Accept: tunnel.Transport{e}, Dial: dial, Opened: s.opened,
+			Accept: tunnel.Transport{e}, Dial: dial, Opened: opened,
 			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Log: s.Log, Level: c.Level,
 		}
 		now.entrances[l.Address] = e
@@ -64,8 +77,6 @@ func (e *entrance) Client(context.Context, tunnel.Conn) (tunnel.Conn, error) {
 
 // Server finds out what the one who has connected wants.
 func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	v := &visit{entrance: e, info: info, local: c.LocalAddr(), stage: arriving}
 	info.Route = v
 	accepted := c
@@ -76,9 +87,14 @@ func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info)
 		}
 	}
 	v.network = network(info.Client)
-	v.cut = func() {
-		resetOnClose(accepted)
-		cancel(ErrPerAddress)
+	if e.snapshot.config.Limits.PerAddress > 0 {
+		limited, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		ctx = limited
+		v.cut = func() {
+			resetOnClose(accepted)
+			cancel(ErrPerAddress)
+		}
 	}
 	if err := e.snapshot.server.admit(v); err != nil {
 		resetOnClose(accepted)
@@ -87,7 +103,7 @@ func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info)
 	v.stage, v.begin = inHandshake, time.Now()
 	if e.Plain {
 		v.site = e.snapshot.sites[""]
-		return upper{v}.Server(ctx, c, info)
+		return e.snapshot.above(ctx, c, info)
 	}
 	if e.snapshot.passes {
 		hello, peeked, err := tunnel.PeekHello(ctx, c, info)
@@ -104,7 +120,7 @@ func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info)
 		}
 		c = peeked
 	}
-	return tunnel.Transport{&tunnel.TLS{ServerConfig: e.snapshot.tls}, upper{v}}.Server(ctx, c, info)
+	return e.snapshot.encrypted.Server(ctx, c, info)
 }
 
 // expectsProxy tells whether connections from client begin with a PROXY header.
@@ -127,24 +143,30 @@ func (s *snapshot) site(name string) *Site {
 	return nil
 }
 
-// upper is what comes above TLS, or above nothing on a plain listener.
-type upper struct{ *visit }
+// upper is what comes above TLS, as a layer.
+type upper struct{ *snapshot }
 
 // Client is not for an edge.
 func (u upper) Client(context.Context, tunnel.Conn) (tunnel.Conn, error) {
 	return nil, errors.ErrUnsupported
 }
 
+// Server is above.
 func (u upper) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
-	v := u.visit
+	return u.above(ctx, c, info)
+}
+
+// above is what comes above TLS, or above nothing on a plain listener.
+func (s *snapshot) above(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
+	v := visitOf(info)
 	v.stage = inRequest
 	if !v.entrance.Plain {
-		v.site = v.entrance.snapshot.site(info.ServerName)
+		v.site = s.site(info.ServerName)
 		if v.site == nil {
 			return nil, errUnknownName
 		}
 		v.policy = v.site.Clients.policy()
-		v.entrance.snapshot.server.Metrics.shookHands(v)
+		s.server.Metrics.shookHands(v)
 	}
 	if v.site != nil && v.site.Raw != nil {
 		if err := v.takeRaw(info); err != nil {
@@ -152,9 +174,11 @@ func (u upper) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (tu
 		}
 		return c, nil
 	}
-	ws := &tunnel.WebSocket{Match: v.match, Site: v, Ping: v.entrance.snapshot.config.Ping}
-	return ws.Server(ctx, c, info)
+	return s.http.Server(ctx, c, info)
 }
+
+// visitOf is the visit of a connection that an entrance has let in.
+func visitOf(info *tunnel.Info) *visit { return info.Route.(*visit) }
 
 // visit is one connection, until it has become a tunnel and while it is one.
 type visit struct {
@@ -166,11 +190,13 @@ type visit struct {
 	begin    time.Time   // of the TLS handshake
 	live     *liveTunnel // nil: no tunnel yet
 
-	site   *Site  // nil on a plain listener, where each request has its own
-	policy string // what the client had to show in the handshake
-	route  *Route // nil: no tunnel, or passed on untouched
-	user   string // whose token or certificate opened the route
-	open   *tunnelCount
+	site   *Site        // nil on a plain listener, where each request has its own
+	policy string       // what the client had to show in the handshake
+	route  *Route       // nil: no tunnel, or passed on untouched
+	user   string       // whose token or certificate opened the route
+	open   *tunnelCount // nil: nobody counts
+
+	uncounted bool // its address does not count it
 }
 
 // stage is how far a visit has come.
@@ -204,7 +230,9 @@ func (v *visit) current(r *http.Request) *Site {
 
 // settle says that the visitor has asked for something, and so did not come to hold a place only. It is too late if
 // another one has got the place.
-func (v *visit) settle() bool { return v.entrance.snapshot.server.addresses.settle(&v.guest) }
+func (v *visit) settle() bool {
+	return v.uncounted || v.entrance.snapshot.server.addresses.settle(&v.guest)
+}
 
 // match tells whether r, which asks for a WebSocket, gets a tunnel.
 func (v *visit) match(r *http.Request, info *tunnel.Info) bool {
@@ -263,10 +291,11 @@ func (v *visit) takeRaw(info *tunnel.Info) error {
 // take makes the visit a tunnel on route, unless there are too many.
 func (v *visit) take(site *Site, route *Route, user string) bool {
 	open := v.entrance.snapshot.server.openOn(site, route)
-	if !open.take(route.Limit) {
+	if open != nil && !open.take(route.Limit) {
 		return false
 	}
 	v.site, v.route, v.user, v.open = site, route, user, open
+	v.info.Path = route.Path
 	v.note()
 	return true
 }
@@ -338,7 +367,9 @@ func (v *visit) leave() {
 	if v.open != nil {
 		v.open.give()
 	}
-	v.entrance.snapshot.server.addresses.leave(&v.guest)
+	if !v.uncounted {
+		v.entrance.snapshot.server.addresses.leave(&v.guest)
+	}
 }
 
 // dial reaches the target that was chosen.

@@ -224,7 +224,7 @@ func (s *Session) handshakes() (accepted, dialed Conn, err error) {
 		refuse(accepted)
 		return nil, nil, context.Cause(limited)
 	}
-	info.TLS = nil // it has served its purpose, and is large
+	info.TLS, info.limit, info.draining = nil, nil, nil // have served their purpose, and are large
 	return accepted, dialed, nil
 }
 

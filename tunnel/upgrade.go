@@ -13,14 +13,13 @@ import (
 // upgrade is what a request for the tunnel leaves behind.
 type upgrade struct {
 	answer  string
-	path    string
 	peer    peerKind
 	pending []byte
 }
 
 // newUpgrade answers r (RFC 6455, section 4.2.2).
 func newUpgrade(r *http.Request) *upgrade {
-	up := &upgrade{path: r.RequestURI, peer: kindOf(r)}
+	up := &upgrade{peer: kindOf(r)}
 	up.answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
 		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
 	if up.peer == peerRaimon {

@@ -68,7 +68,7 @@ type WebSocket struct {
 	// Info.Client, and the state of Info.TLS. Where it hijacks a connection, it returns when that has ended.
 	Site http.Handler
 	// Match decides for the edge, in place of Host and Path, which of the well-formed upgrade requests open
-	// the tunnel. It may be asked twice about a request that it refuses. Nil compares Host and Path.
+	// the tunnel, and may note Info.Path. It may be asked twice about a request that it refuses. Nil compares Host and Path.
 	Match func(r *http.Request, info *Info) bool
 }
 
@@ -230,7 +230,9 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	if err != nil {
 		return nil, fmt.Errorf("websocket handshake: %w", err)
 	}
-	info.Path = up.path
+	if w.Match == nil {
+		info.Path = w.Path
+	}
 	return newFrames(c, false, w, up.peer, up.pending), nil
 }
 
@@ -355,7 +357,7 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if site == nil {
 			site = http.HandlerFunc(http.NotFound)
 		}
-		new(pace).serve(site, w, r, v.hijacked.Load)
+		new(pace).serve(site, w, r.WithContext(context.WithValue(r.Context(), infoKey{}, v.info)), v.hijacked.Load)
 		return
 	}
 	up := newUpgrade(r)
@@ -367,6 +369,14 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	up.pending = make([]byte, rw.Reader.Buffered())
 	io.ReadFull(rw.Reader, up.pending)
 	v.tunnel = up
+}
+
+type infoKey struct{}
+
+// InfoOf returns the Info of the connection of r, which WebSocket.Site was given; nil for other requests.
+func InfoOf(r *http.Request) *Info {
+	info, _ := r.Context().Value(infoKey{}).(*Info)
+	return info
 }
 
 // visitListener hands net/http its one connection.

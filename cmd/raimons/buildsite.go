@@ -57,6 +57,9 @@ func (b *builder) sites(config *edge.Config) error {
 
 func (b *builder) site(path string, s *siteSection) (*edge.Site, error) {
 	site := &edge.Site{Names: s.Names, Label: s.Label}
+	if site.Label == "" && len(s.Names) == 0 {
+		site.Label = "default"
+	}
 	// A site without names has the names of its own tickets, not those of a label that may change.
 	site.Tickets = cmp.Or(strings.Join(s.Names, ","), "*")
 	if err := b.siteKind(path, s); err != nil {

@@ -72,7 +72,7 @@ type listenerSection struct {
 
 type siteSection struct {
 	Names []string `toml:"names" help:"server names, such as [\"edge.example.com\", \"*.example.com\"]; without it the site is for all other names"`
-	Label string   `toml:"label" help:"what logs and metrics call the site" standard:"its first name"`
+	Label string   `toml:"label" help:"what logs and metrics call the site" standard:"its first name, or \"default\""`
 
 	Pass string `toml:"pass" help:"address to which connections go untouched, TLS and all"`
 

@@ -70,7 +70,7 @@ func run(ctx context.Context, job *command.Job) error {
 	if err != nil {
 		return err
 	}
-	server := &edge.Server{Log: job.Log, Hint: command.Hint, Tickets: ticketKeys(job)}
+	server := &edge.Server{Log: job.Log, Hint: command.Hint, Tickets: ticketKeys(job), Fixed: true}
 	config := fromOptions(job, certificates)
 	if err := server.Apply(ctx, config); err != nil {
 		return err
