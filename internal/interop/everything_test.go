@@ -179,21 +179,7 @@ func newToken(t testing.TB, name string) (token, line string) {
 	return lines[0], lines[1]
 }
 
-const secretSiteConf = `
-daemon off;
-master_process off;
-worker_processes 1;
-pid %[1]s/pid;
-error_log stderr warn;
-events { worker_connections 512; }
-http {
-	access_log off;
-	client_body_temp_path %[1]s/body;
-	proxy_temp_path %[1]s/proxy;
-	fastcgi_temp_path %[1]s/fastcgi;
-	uwsgi_temp_path %[1]s/uwsgi;
-	scgi_temp_path %[1]s/scgi;
-	server {
+const secretSiteConf = nginxHead + `	server {
 		listen %[2]s ssl http2;
 		ssl_certificate %[3]s;
 		ssl_certificate_key %[4]s;

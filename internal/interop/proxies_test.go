@@ -48,7 +48,8 @@ func newSecrets(t testing.TB) secrets {
 func (s secrets) server() string { return "tls;cert=" + s.Cert + ";key=" + s.Key }
 func (s secrets) client() string { return "tls;sni=localhost;ca=" + s.CA }
 
-const nginxConf = `
+// nginxHead begins the config of an nginx that keeps to the folder %[1]s; a server and a brace have to follow.
+const nginxHead = `
 daemon off;
 master_process off;
 worker_processes 1;
@@ -62,7 +63,9 @@ http {
 	fastcgi_temp_path %[1]s/fastcgi;
 	uwsgi_temp_path %[1]s/uwsgi;
 	scgi_temp_path %[1]s/scgi;
-	server {
+`
+
+const nginxConf = nginxHead + `	server {
 		listen %[2]s;
 		listen %[3]s ssl;
 		ssl_certificate %[4]s;

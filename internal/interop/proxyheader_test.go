@@ -217,21 +217,7 @@ func get(t testing.TB, c io.ReadWriter, path string) []byte {
 	return body
 }
 
-const nginxBackConf = `
-daemon off;
-master_process off;
-worker_processes 1;
-pid %[1]s/pid;
-error_log stderr warn;
-events { worker_connections 512; }
-http {
-	access_log off;
-	client_body_temp_path %[1]s/body;
-	proxy_temp_path %[1]s/proxy;
-	fastcgi_temp_path %[1]s/fastcgi;
-	uwsgi_temp_path %[1]s/uwsgi;
-	scgi_temp_path %[1]s/scgi;
-	server {
+const nginxBackConf = nginxHead + `	server {
 		listen %[2]s proxy_protocol;
 		listen %[3]s proxy_protocol ssl;
 		ssl_certificate %[4]s;
