@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -98,8 +99,10 @@ const (
 	hostedTimeout = 4 * time.Second
 	// goodAddress is where the good client is; nobody else is there.
 	goodAddress = "127.0.0.77"
-	// promptly is how long a good client may wait for its tunnel, whatever happens beside it.
-	promptly = time.Second
+	// promptly is how long a good client may wait for its tunnel, whatever happens beside it. Attacker, client and edge share
+	// the processors here, so one in ten may take longer, but never more than patiently.
+	promptly  = time.Second
+	patiently = 5 * time.Second
 )
 
 // withstands lets attack go on, in another goroutine, and wants every tunnel of a good client promptly, and no more memory
@@ -113,7 +116,8 @@ func (h *hosted) withstands(t *testing.T, limit int, from []string, attack func(
 		defer close(over)
 		attack(ctx)
 	}()
-	most, slowest, tunnels := 0, time.Duration(0), 0
+	most := 0
+	var all []time.Duration
 	for going := true; going; {
 		select {
 		case <-over:
@@ -122,15 +126,20 @@ func (h *hosted) withstands(t *testing.T, limit int, from []string, attack func(
 		}
 		for _, address := range from {
 			took, err := h.tunnel(address)
-			if err != nil || took > promptly {
+			if err != nil || took > patiently {
 				t.Errorf("a good tunnel from %s took %v: %v", address, took, err)
 			}
-			slowest = max(slowest, took)
-			tunnels++
+			all = append(all, took)
 		}
 		most = max(most, resident(t, h.Process)-h.before)
 	}
-	t.Logf("%d good tunnels, the slowest in %v; %d KiB more than the %d before", tunnels, slowest.Round(time.Millisecond), most, h.before)
+	slices.Sort(all)
+	usual := all[len(all)*9/10]
+	t.Logf("%d good tunnels, nine of ten within %v, the slowest in %v; %d KiB more than the %d before",
+		len(all), usual.Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond), most, h.before)
+	if usual > promptly {
+		t.Errorf("one in ten good tunnels took longer than %v", usual)
+	}
 	if most > limit<<10 {
 		t.Errorf("%d MiB more were used, want at most %d", most>>10, limit)
 	}

@@ -70,7 +70,7 @@ func TestHalfOpenHandshakesAtTheLimit(t *testing.T) {
 	}
 	time.Sleep(1200 * time.Millisecond) // older than the grace that they have
 	for range limit / 2 {
-		if took, err := h.tunnel("127.0.0.2"); err != nil || took > promptly {
+		if took, err := h.tunnel("127.0.0.2"); err != nil || took > patiently {
 			t.Errorf("a good tunnel beside them took %v: %v", took, err)
 		}
 	}
