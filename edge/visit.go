@@ -317,7 +317,8 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
 			return
 		}
-		if slices.ContainsFunc(site.Routes, func(route *Route) bool { return route.Access.Tokens != nil }) {
+		scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		if strings.EqualFold(scheme, "Bearer") && slices.ContainsFunc(site.Routes, func(route *Route) bool { return route.Access.Tokens != nil }) {
 			r.Header.Del("Authorization") // a token with a mistyped path is not for the website
 		}
 	}

@@ -168,6 +168,11 @@ func (c *configFile) acmeNames() (names []string) {
 	return names
 }
 
+// asksCAs tells whether any certificate comes from a CA.
+func (c *configFile) asksCAs() bool {
+	return c.tls() && (len(c.acmeNames()) > 0 || c.ACME.OnDemand != "")
+}
+
 // automatic tells whether certificates of the site come from a CA.
 func (s *siteSection) automatic() bool {
 	return s.Pass == "" && (s.Certificate == "acme" || s.Certificate == "" && s.Cert == "")
@@ -180,7 +185,7 @@ func (c *configFile) tls() bool {
 
 func (b *builder) acme(config *edge.Config) error {
 	names := b.acmeNames()
-	if len(names) == 0 && b.ACME.OnDemand == "" || !b.tls() {
+	if !b.asksCAs() {
 		return nil
 	}
 	if b.deployment.certificates == nil {

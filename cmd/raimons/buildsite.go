@@ -153,6 +153,9 @@ func (b *builder) siteKind(path string, s *siteSection) error {
 	case len(given(web)) > 1:
 		return b.wrong(path+"."+given(web)[1], strings.Join(given(web), " and ")+" do not go together", "everybody who is no tunnel sees one website: leave one away")
 	}
+	if s.ClientCA != "" && !b.tls() {
+		return b.wrong(path+".client-ca", "there is no listener with TLS", "clients show their certificates in TLS: add listen = [\":443\"], or leave client-ca away")
+	}
 	if len(s.Names) == 0 && s.Pass == "" && s.automatic() && b.ACME.OnDemand == "" && b.tls() {
 		return b.wrong(path, "a site without names gets no certificate from a CA", "add names = [\"edge.example.com\"], or cert and key, or on-demand in [acme]")
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"log/slog"
@@ -12,8 +11,8 @@ import (
 	"raimon/internal/command"
 )
 
-// parts are what a config names and what follows files of its own. They are kept from one config to the
-// next where nothing about them has changed, so that nobody is without a certificate in between.
+// parts are what a config names and what follows files of its own. With each config they are read anew, so that what is
+// wrong with one refuses the config, but for those that last.
 type parts map[string]*part
 
 type part struct {
@@ -27,21 +26,35 @@ type watched interface {
 	Watch(ctx context.Context)
 }
 
+// discard lets go of what was loaded for a config that was refused.
+func (p parts) discard() {
+	for _, one := range p {
+		if a, ok := one.value.(*accessLog); ok && one.stop == nil && a.file != nil {
+			a.close()
+		}
+	}
+}
+
 // follow makes next the parts in use: those that are new follow their files from now on.
 func (d *deployment) follow(next parts) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for key, p := range d.parts {
-		if next[key] == nil && p.stop != nil {
+		if next[key] != p {
 			p.stop()
 		}
 	}
 	for _, p := range next {
-		if p.stop == nil {
-			var ctx context.Context
-			ctx, p.stop = context.WithCancel(d.background)
-			d.running.Go(func() { p.value.Watch(ctx) })
+		if p.stop != nil {
+			continue
 		}
+		if a, ok := p.value.(*accessLog); ok {
+			p.stop = a.close // requests are answered, and logged, for longer than anything else goes on
+			continue
+		}
+		var ctx context.Context
+		ctx, p.stop = context.WithCancel(d.background)
+		d.running.Go(func() { p.value.Watch(ctx) })
 	}
 	d.parts = next
 }
@@ -73,7 +86,13 @@ func (s *selfSigned) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 
 // part returns the value of that key which is in use, or else loads fresh.
 func (b *builder) part(key string, fresh watched) (watched, error) {
-	if p := cmp.Or(b.next[key], b.deployment.parts[key]); p != nil {
+	p := b.next[key]
+	if p == nil {
+		if kept := b.deployment.parts[key]; kept != nil && kept.lasts() {
+			p = kept
+		}
+	}
+	if p != nil {
 		b.next[key] = p
 		return p.value, nil
 	}
@@ -102,8 +121,16 @@ func (a *accessLog) Load() (err error) {
 	return err
 }
 
-// Watch closes the file at the end of ctx. It follows the name by itself.
-func (a *accessLog) Watch(ctx context.Context) {
-	<-ctx.Done()
-	a.file.Close()
+// Watch has nothing to do: the file follows its name by itself.
+func (a *accessLog) Watch(context.Context) {}
+
+func (a *accessLog) close() { a.file.Close() }
+
+// lasts tells whether a part is the same after a reload. The others are read anew, and found wanting, with the config.
+func (p *part) lasts() bool {
+	switch p.value.(type) {
+	case *selfSigned, *accessLog:
+		return true
+	}
+	return false
 }

@@ -151,10 +151,11 @@ func (d *deployment) reload(ctx context.Context) (err error) {
 			fix: "restart the edge; until then the old config goes on. -no-sandbox starts it without"}
 	}
 	config, next, err := d.build(file)
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.server.Apply(ctx, config)
 	}
-	if err := d.server.Apply(ctx, config); err != nil {
+	if err != nil {
+		next.discard()
 		return err
 	}
 	if d.certificates != nil && d.certificates.managed != nil {
@@ -187,12 +188,12 @@ func (c *configFile) needsRestart(old *configFile) error {
 		{"log-level", c.LogLevel != old.LogLevel},
 		{"admin", c.Admin != old.Admin},
 		{"acme", fmt.Sprint(acmeNow) != fmt.Sprint(acmeOld)},
-		{"site", len(c.acmeNames()) > 0 && len(old.acmeNames()) == 0 && old.ACME.OnDemand == ""},
+		{"site", c.asksCAs() && !old.asksCAs()},
 	} {
 		if k.changed {
 			what := k.path + " has changed"
 			if k.path == "site" {
-				what = "the first site with certificate = \"acme\""
+				what = "this is the first config with a certificate from a CA"
 			}
 			return c.wrong(k.path, what+", which takes a restart", "restart the edge; until then the old config goes on")
 		}
