@@ -92,6 +92,12 @@ func (a *Admin) askToken(w http.ResponseWriter, r *http.Request, next http.Handl
 	next.ServeHTTP(w, r)
 }
 
+// CheckAdminToken tells what is wrong with a file for Admin.TokenFile. The error may have a Hint.
+func CheckAdminToken(file string) error {
+	_, err := readToken(file)
+	return err
+}
+
 // readToken reads the token of a file: one line, without the blanks around it.
 func readToken(name string) (string, error) {
 	f, err := os.Open(name)

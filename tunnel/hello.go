@@ -25,7 +25,7 @@ func PeekHello(ctx context.Context, c Conn, info *Info) (*tls.ClientHelloInfo, C
 		hello = h
 		return nil, errPeeked
 	}}).HandshakeContext(ctx)
-	if hello == nil {
+	if hello == nil || !errors.Is(err, errPeeked) {
 		refusePlain(c, err)
 		return nil, nil, fmt.Errorf("tls handshake: %w", handshakeError(ctx, err))
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -35,12 +36,28 @@ type builder struct {
 func (b *builder) config() (*edge.Config, error) {
 	config := &edge.Config{Listen: tunnel.ListenConfig{FastOpen: b.FastOpen, Fwmark: b.Fwmark}}
 	config.Dial = (&tunnel.Dialer{Fwmark: b.Fwmark}).Dial
-	for _, step := range []func(*edge.Config) error{b.listeners, b.times, b.limits, b.names, b.acme, b.sites, b.admin} {
+	for _, step := range []func(*edge.Config) error{b.storage, b.listeners, b.times, b.limits, b.names, b.acme, b.sites, b.admin} {
 		if err := step(config); err != nil {
 			return nil, err
 		}
 	}
 	return config, nil
+}
+
+// storage finds out whether its folder is one, or could be made.
+func (b *builder) storage(*edge.Config) error {
+	root := storageRoot(b.job.Options.Storage)
+	if root == "" {
+		return nil
+	}
+	info, err := os.Stat(root)
+	switch {
+	case err == nil && !info.IsDir():
+		return b.wrong("storage", root+" is no folder", "name a folder that the edge's user may write")
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return b.wrong("storage", err.Error(), "name a folder that the edge's user may write")
+	}
+	return nil
 }
 
 func (b *builder) listeners(config *edge.Config) error {
@@ -268,6 +285,11 @@ func (b *builder) admin(*edge.Config) error {
 			return b.wrong("admin.token-file", "token-file has no effect without listen", "add listen = \"127.0.0.1:9180\"")
 		}
 		return nil
+	}
+	if b.Admin.Token != "" {
+		if err := edge.CheckAdminToken(b.Admin.Token); err != nil {
+			return b.wrong("admin.token-file", err.Error(), command.Hint(err))
+		}
 	}
 	if err := edge.CheckAdminAddress(b.Admin.Listen, b.Admin.Token != ""); err != nil {
 		return b.wrong("admin.listen", err.Error(), command.Hint(err))

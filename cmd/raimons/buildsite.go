@@ -132,7 +132,8 @@ func (b *builder) siteKind(path string, s *siteSection) error {
 	if s.Proxy != "" && s.Pass == "" {
 		access = append(access, "proxy-protocol")
 	}
-	certificate := given([]key{{"certificate", s.Certificate != ""}, {"cert", s.Cert != ""}, {"key", s.Key != ""}, {"ocsp", s.OCSP != ""}, {"client-ca", s.ClientCA != ""}})
+	certificate := given([]key{{"certificate", s.Certificate != ""}, {"cert", s.Cert != ""}, {"key", s.Key != ""}, {"ocsp", s.OCSP != ""}, {"client-ca", s.ClientCA != ""},
+		{"client-crl", s.ClientCRL != ""}, {"client-required", s.ClientRequired}})
 	switch {
 	case s.Pass != "":
 		if _, _, err := tunnel.ParseAddress(s.Pass); err != nil {

@@ -140,11 +140,14 @@ func (d *deployment) start(ctx context.Context, stop context.CancelFunc, running
 	loadTickets(ctx, d.server.Tickets)
 	running.Go(func() { d.server.Tickets.Run(ctx) })
 	d.follow(next)
+	if err := d.restrict(); err != nil { // before anybody can reload
+		return err
+	}
 	running.Go(func() { d.reloadOnSignal(ctx) })
 	if storageRoot(d.job.Options.Storage) != "" {
 		running.Go(func() { answerCommands(ctx, d.job, d.service()) })
 	}
-	return d.restrict()
+	return nil
 }
 
 // storagePath is a file in the storage; empty without one.

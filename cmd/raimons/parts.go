@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -114,7 +117,13 @@ type accessLog struct {
 // Load opens the file.
 func (a *accessLog) Load() (err error) {
 	if a.checking {
-		_, err = os.Stat(filepath.Dir(a.name))
+		info, err := os.Stat(a.name)
+		switch {
+		case err == nil && !info.Mode().IsRegular():
+			return fmt.Errorf("%s is no file", a.name)
+		case errors.Is(err, fs.ErrNotExist):
+			_, err = os.Stat(filepath.Dir(a.name))
+		}
 		return err
 	}
 	a.file, err = edge.OpenLogFile(a.name, a.log)

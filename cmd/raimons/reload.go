@@ -146,9 +146,12 @@ func (d *deployment) reload(ctx context.Context) (err error) {
 	if err := file.needsRestart(d.file); err != nil {
 		return err
 	}
-	if missing := d.sandbox.Missing(d.reach(file)); len(missing) > 0 || d.sandbox != nil && file.runsPrograms() {
-		return &configError{file: file.name, problem: fmt.Sprintf("the sandbox does not let us read %s", strings.Join(missing, ", ")),
-			fix: "restart the edge; until then the old config goes on. -no-sandbox starts it without"}
+	const untilThen = "restart the edge; until then the old config goes on. With -no-sandbox there are no such limits"
+	if missing := d.sandbox.Missing(d.reach(file)); len(missing) > 0 {
+		return &configError{file: file.name, problem: "the sandbox of the running edge does not reach " + strings.Join(missing, ", "), fix: untilThen}
+	}
+	if d.sandbox != nil && file.runsPrograms() {
+		return &configError{file: file.name, problem: "the sandbox of the running edge does not let programs run", fix: untilThen}
 	}
 	config, next, err := d.build(file)
 	if err == nil {
@@ -159,8 +162,8 @@ func (d *deployment) reload(ctx context.Context) (err error) {
 		return err
 	}
 	if d.certificates != nil && d.certificates.managed != nil {
-		if err := d.certificates.managed.SetNames(file.acmeNames()); err != nil {
-			return err
+		if err := d.certificates.managed.SetNames(file.acmeNames()); err != nil { // build has checked them
+			d.job.Log.Error("names of certificates", "error", err, "hint", command.Hint(err))
 		}
 	}
 	d.follow(next)
@@ -185,6 +188,8 @@ func (c *configFile) needsRestart(old *configFile) error {
 	}{
 		{"http", c.HTTP != old.HTTP},
 		{"storage", c.Storage != old.Storage},
+		{"fast-open", c.FastOpen != old.FastOpen},
+		{"fwmark", c.Fwmark != old.Fwmark},
 		{"log-level", c.LogLevel != old.LogLevel},
 		{"admin", c.Admin != old.Admin},
 		{"acme", fmt.Sprint(acmeNow) != fmt.Sprint(acmeOld)},

@@ -40,7 +40,7 @@ func (p *Program) command(name string) *Command {
 // parseCommand reads the words after the name of c.
 func (i *invocation) parseCommand(c *Command, flags flagValues, words []string) error {
 	alone := len(c.Actions) == 1 && c.Actions[0].Word == ""
-	if flags.help || len(words) == 0 && !(alone && c.Actions[0].Argument == "") {
+	if flags.help || len(words) == 0 && !alone {
 		i.done = true
 		_, err := io.WriteString(i.stdout, c.Help)
 		return err
