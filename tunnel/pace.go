@@ -17,6 +17,8 @@ type pace struct {
 	control *http.ResponseController
 
 	mu      sync.Mutex
+	streams bool // the request is one of several on its connection (HTTP/2)
+	wrote   bool
 	waiting int // calls that wait for the client
 	timer   *time.Timer
 	over    bool // the request is, or was given up
@@ -24,7 +26,7 @@ type pace struct {
 
 // serve answers r with site.
 func (p *pace) serve(site http.Handler, w http.ResponseWriter, r *http.Request, hijacked func() bool) {
-	p.control = http.NewResponseController(w)
+	p.control, p.streams = http.NewResponseController(w), r.ProtoMajor >= 2
 	p.timer = time.AfterFunc(siteIdle, p.giveUp)
 	p.timer.Stop()
 	defer func() { p.finish(hijacked()) }()
@@ -32,7 +34,11 @@ func (p *pace) serve(site http.Handler, w http.ResponseWriter, r *http.Request, 
 		r = r.WithContext(r.Context()) // net/http looks at the Body of its own
 		r.Body = &pacedBody{ReadCloser: r.Body, pace: p}
 	}
-	site.ServeHTTP(&pacedWriter{ResponseWriter: w, pace: p}, r)
+	paced := &pacedWriter{ResponseWriter: w, pace: p}
+	site.ServeHTTP(paced, r)
+	if p.streams && p.wrote {
+		paced.Flush() // after it nothing is left that could wait for the client
+	}
 }
 
 func (p *pace) begin() {
@@ -66,12 +72,13 @@ func (p *pace) giveUp() {
 }
 
 // finish leaves a last deadline to net/http, which may still have an answer to send and a body to skip.
-// It takes the deadline away before the next request.
+// It takes the deadline away before the next request. Over HTTP/2 there is nothing left to send or to skip, and a deadline
+// that came when the stream has ended would keep all of it in memory until then.
 func (p *pace) finish(hijacked bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.timer.Stop()
-	if !p.over && !hijacked {
+	if !p.over && !hijacked && !p.streams {
 		p.setDeadlines(time.Now().Add(siteIdle))
 	}
 	p.over = true
@@ -102,6 +109,7 @@ type pacedWriter struct {
 }
 
 func (w *pacedWriter) Write(p []byte) (n int, err error) {
+	w.pace.wrote = true
 	for first := true; first || len(p) > n && err == nil; first = false {
 		var m int
 		m, err = w.writePiece(p[n:min(n+paceStep, len(p))])

@@ -273,7 +273,6 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	server := &http.Server{
 		Handler:           visit,
 		ReadHeaderTimeout: info.headLimit(),
-		IdleTimeout:       siteIdle,
 		MaxHeaderBytes:    maxHead,
 		Protocols:         &protocols,
 		ErrorLog:          log.New(io.Discard, "", 0),
@@ -285,6 +284,10 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 		visit.conn.Close() // which server does not know yet if it has only just begun
 	}
 	defer context.AfterFunc(ctx, hangUp)()
+	// IdleTimeout of net/http would keep a connection over HTTP/2 in memory for as long, if it ends with streams open.
+	visit.idle = time.AfterFunc(siteIdle, func() { visit.conn.Close() })
+	visit.idle.Stop()
+	defer visit.idle.Stop()
 	if info.draining != nil {
 		defer context.AfterFunc(info.draining, func() {
 			server.SetKeepAlivesEnabled(false)
@@ -319,6 +322,7 @@ type visit struct {
 	conn     *borrowed
 	tunnel   *upgrade
 	busy     atomic.Bool // a request is being read or answered
+	idle     *time.Timer // ends the connection where no request comes
 	hijacked atomic.Bool // for the tunnel, or by the site
 	requests atomic.Int64
 	once     sync.Once
@@ -330,10 +334,12 @@ func (v *visit) state(_ net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateActive:
 		v.busy.Store(true)
+		v.idle.Stop()
 		v.info.startLimit()
 	case http.StateIdle:
 		v.busy.Store(false)
 		v.info.stopLimit()
+		v.idle.Reset(siteIdle)
 	case http.StateHijacked:
 		v.hijacked.Store(true)
 	case http.StateClosed:
