@@ -5,10 +5,9 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-)
 
-// acmeTLS is what a CA offers, and nothing beside it, to find out who holds a name (RFC 8737, section 3).
-const acmeTLS = "acme-tls/1"
+	"raimon/tunnel"
+)
 
 // tlsConfig chooses by server name what a client shakes hands with. Each site has configs of its own,
 // with ticket keys of their own: crypto/tls by itself takes the tickets of all configs that
@@ -26,12 +25,12 @@ func (s *snapshot) tlsConfig() *tls.Config {
 	var probed *tls.Config
 	if s.config.Challenges != nil {
 		probed = &tls.Config{MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true,
-			NextProtos: []string{acmeTLS}, GetCertificate: s.config.Challenges}
+			NextProtos: []string{tunnel.ChallengeProtocol}, GetCertificate: s.config.Challenges}
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			if probed != nil && len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acmeTLS {
+			if probed != nil && tunnel.IsChallenge(hello) {
 				return probed, nil
 			}
 			if c := configs[s.site(hello.ServerName)]; c != nil {

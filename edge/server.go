@@ -341,7 +341,7 @@ func (s *Server) release(session *tunnel.Session) {
 
 // opened is told of each tunnel.
 func (s *Server) opened(session *tunnel.Session) {
-	v := session.Info().Route.(*visit)
+	v := visitOf(session.Info())
 	s.traffic.opened(v, session)
 	s.Metrics.opened(v, time.Since(session.Begin()))
 }

@@ -147,7 +147,7 @@ func (s *Server) Tunnels() []Tunnel {
 	for l, r := range t.routes {
 		for _, live := range r.live {
 			all = append(all, Tunnel{
-				Site: l.site, Route: l.route, User: live.Info().Route.(*visit).user, Client: live.Info().Client,
+				Site: l.site, Route: l.route, User: visitOf(live.Info()).user, Client: live.Info().Client,
 				Begin: live.Begin(), Sent: live.Sent(), Received: live.Received(),
 				SendRate: live.sendRate, ReceiveRate: live.receiveRate,
 			})

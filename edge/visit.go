@@ -375,7 +375,7 @@ func (v *visit) leave() {
 
 // dial reaches the target that was chosen.
 func dial(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
-	v := info.Route.(*visit)
+	v := visitOf(info)
 	v.stage = atTarget
 	config := v.entrance.snapshot.config
 	reach := config.Dial

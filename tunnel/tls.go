@@ -53,7 +53,7 @@ func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 	}
 	state := conn.ConnectionState()
 	info.TLS, info.ServerName = &state, state.ServerName
-	if state.NegotiatedProtocol == acmeTLS {
+	if state.NegotiatedProtocol == ChallengeProtocol {
 		newTLSConn(conn, r).CloseWrite()
 		r.release()
 		return nil, ErrChallenge

@@ -88,7 +88,7 @@ func runConfig(ctx context.Context, job *command.Job) (err error) {
 	var running sync.WaitGroup
 	defer awaitAll(&running, job.Log)
 	defer stop()
-	if err := d.start(background, stop, &running, config, next); err != nil {
+	if err := d.start(background, &running, config, next); err != nil {
 		return err
 	}
 	for _, l := range listeners(d.server, config) {
@@ -126,7 +126,7 @@ func (d *deployment) serve(ctx context.Context) error {
 }
 
 // start begins what runs beside the tunnels.
-func (d *deployment) start(ctx context.Context, stop context.CancelFunc, running *sync.WaitGroup, config *edge.Config, next parts) error {
+func (d *deployment) start(ctx context.Context, running *sync.WaitGroup, config *edge.Config, next parts) error {
 	d.background, d.running = ctx, running
 	if d.certificates != nil {
 		d.certificates.have = d.have
