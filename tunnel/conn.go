@@ -31,6 +31,8 @@ type Info struct {
 	Path string
 	// TLS is the state after the TLS handshake; nil without TLS, and once the tunnel is open.
 	TLS *tls.ConnectionState
+	// Target is what the client has chosen, host:port; empty: it leaves that to us.
+	Target string
 	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
 	Route any
 	// Sent is how many bytes of the client Forwarder.Open has handed on, before the rest followed.
