@@ -29,6 +29,9 @@ type Info struct {
 	ServerName string
 	// Path is the request target of the WebSocket upgrade; empty without WebSocket.
 	Path string
+	// Target is where the client asked to be connected to, host:port with the name unresolved; empty
+	// where that is settled otherwise.
+	Target string
 	// TLS is the state after the TLS handshake; nil without TLS, and once the tunnel is open.
 	TLS *tls.ConnectionState
 	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
@@ -84,6 +87,14 @@ func (i *Info) stopLimit() {
 type Layer interface {
 	Client(ctx context.Context, c Conn) (Conn, error)
 	Server(ctx context.Context, c Conn, info *Info) (Conn, error)
+}
+
+// Answering is a Conn whose peer waits to hear whether the other end of the tunnel is there.
+type Answering interface {
+	Conn
+	// Answer tells the peer, once, and takes the place of the Conn: with nil it returns the connection to
+	// relay; with an error it ends the conversation, so that Close cuts off nothing, and returns that error.
+	Answer(err error) (Conn, error)
 }
 
 // Transport is a list of layers, the one nearest to the network first; it is itself a Layer.

@@ -210,19 +210,27 @@ func (s *Session) handshakes() (accepted, dialed Conn, err error) {
 	}()
 	bare, err := s.f.Dial(limited, info)
 	if err != nil {
-		refuse(accepted)
-		return nil, nil, unreachedError{withCause(limited, err)}
+		err = withCause(limited, err)
+		refuse(accepted, err)
+		return nil, nil, unreachedError{err}
 	}
 	s.dialed = bare
 	dialed, err = s.f.Connect.Client(limited, bare)
 	if err != nil {
-		refuse(accepted)
-		return nil, nil, unreachedError{withCause(limited, err)}
+		err = withCause(limited, err)
+		refuse(accepted, err)
+		return nil, nil, unreachedError{err}
 	}
 	info.stopLimit()
 	if limited.Err() != nil {
-		refuse(accepted)
-		return nil, nil, context.Cause(limited)
+		err = context.Cause(limited)
+		refuse(accepted, err)
+		return nil, nil, err
+	}
+	if a, ok := accepted.(Answering); ok {
+		if accepted, err = a.Answer(nil); err != nil {
+			return nil, nil, err
+		}
 	}
 	info.TLS, info.limit, info.draining = nil, nil, nil // have served their purpose, and are large
 	return accepted, dialed, nil
@@ -268,8 +276,12 @@ func (f *Forwarder) limit(ctx context.Context, info *Info) (context.Context, fun
 	}
 }
 
-// refuse ends an accepted connection for which there is nobody on the other side.
-func refuse(accepted Conn) {
+// refuse ends an accepted connection for which there is nobody on the other side, because of err.
+func refuse(accepted Conn, err error) {
+	if a, ok := accepted.(Answering); ok {
+		a.Answer(err) // which it gives back
+		return
+	}
 	if w, ok := accepted.(*frames); ok && w.peer == peerRaimon {
 		w.hangUp(statusBadGateway)
 	}
