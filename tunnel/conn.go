@@ -92,8 +92,9 @@ type Layer interface {
 // Answering is a Conn whose peer waits to hear whether the other end of the tunnel is there.
 type Answering interface {
 	Conn
-	// Answer tells the peer, once, and takes the place of the Conn: with nil it returns the connection to
-	// relay; with an error it ends the conversation, so that Close cuts off nothing, and returns that error.
+	// Answer tells the peer, once and before anything is read or written. With nil the tunnel begins, on the Conn
+	// that it returns. Otherwise err is why there is no tunnel; if Answer then returns no error, the peer has been
+	// told, and the connection is closed without a reset.
 	Answer(err error) (Conn, error)
 }
 

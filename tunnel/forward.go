@@ -279,8 +279,9 @@ func (f *Forwarder) limit(ctx context.Context, info *Info) (context.Context, fun
 // refuse ends an accepted connection for which there is nobody on the other side, because of err.
 func refuse(accepted Conn, err error) {
 	if a, ok := accepted.(Answering); ok {
-		a.Answer(err) // which it gives back
-		return
+		if _, failed := a.Answer(err); failed == nil {
+			return
+		}
 	}
 	if w, ok := accepted.(*frames); ok && w.peer == peerRaimon {
 		w.hangUp(statusBadGateway)

@@ -53,7 +53,7 @@ func (l *Layer) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (t
 		return nil, fmt.Errorf("proxy request: %w", context.Cause(ctx))
 	}
 	if refused, ok := errors.AsType[*refusal](err); ok {
-		farewell(c, refused.answer)
+		farewell(c, refused.answer) // why it is refused matters more than whether the program has waited to hear it
 	}
 	if err != nil {
 		return nil, err
@@ -147,11 +147,13 @@ type asking struct {
 }
 
 // Answer tells the program what has come of its request (tunnel.Answering). With an error it gives the program a
-// second to read why and to leave, so that no reset overtakes the answer, and gives the error back.
+// second to read why, and to leave, so that no reset overtakes the answer.
 func (a *asking) Answer(err error) (tunnel.Conn, error) {
 	if err != nil {
-		farewell(a.bare, a.no(reasonOf(err)))
-		return nil, err
+		if err := farewell(a.bare, a.no(reasonOf(err))); err != nil {
+			return nil, fmt.Errorf("proxy answer: %w", err)
+		}
+		return a, nil
 	}
 	if len(a.yes) == 0 {
 		return a.Conn, nil
@@ -165,15 +167,17 @@ func (a *asking) Answer(err error) (tunnel.Conn, error) {
 }
 
 // farewell says the last words on c and reads on until the program has left: to close while something unread waits
-// would be a reset, which takes with it what the program has not read yet. Errors mean that it has left already.
-func farewell(c tunnel.Conn, words []byte) {
+// would be a reset, which takes with it what the program has not read yet. An error says that it cannot have heard them.
+func farewell(c tunnel.Conn, words []byte) error {
 	c.SetDeadline(time.Now().Add(farewellTimeout))
 	if _, err := c.Write(words); err != nil {
-		return
+		return err
 	}
-	if c.CloseWrite() == nil {
-		io.Copy(io.Discard, c)
+	if err := c.CloseWrite(); err != nil {
+		return err
 	}
+	io.Copy(io.Discard, c) // ends with the program, or with its patience: both are fine
+	return nil
 }
 
 // refusal is why a program gets no connection, and what it is told.
