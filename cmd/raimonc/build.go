@@ -34,7 +34,7 @@ func newTunnel(name string, job *command.Job) (*client.Tunnel, error) {
 		return nil, err
 	}
 	if o.Socks {
-		t.Accept = tunnel.Transport{&localproxy.Layer{}}
+		t.Accept = tunnel.Transport{&localproxy.Layer{Log: job.Log}}
 	}
 	return t, nil
 }
