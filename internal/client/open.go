@@ -52,7 +52,10 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 // that.
 func (l *link) begin(ctx context.Context, r *ready, said *said, target string) error {
 	if !r.waits && target == "" {
-		return r.claim()
+		if err := r.claim(); err != nil {
+			return err
+		}
+		return said.again(r.conn)
 	}
 	cut := context.AfterFunc(ctx, func() { r.conn.SetDeadline(past) })
 	defer cut()
@@ -116,6 +119,20 @@ func (s *said) carry(conn tunnel.Conn) (stop func()) {
 		s.local.SetReadDeadline(time.Time{})
 	}
 }
+
+// again says to conn what the program has said to connections that broke.
+func (s *said) again(conn tunnel.Conn) error {
+	if len(s.text) == 0 {
+		return nil
+	}
+	conn.SetWriteDeadline(time.Now().Add(sayLimit))
+	defer conn.SetWriteDeadline(time.Time{})
+	_, err := conn.Write(s.text)
+	return err
+}
+
+// sayLimit is for an edge that has just shaken hands and takes maxSaid bytes.
+const sayLimit = 10 * time.Second
 
 func (s *said) listen(conn tunnel.Conn) {
 	buf := make([]byte, 4<<10)
