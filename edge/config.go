@@ -35,6 +35,9 @@ type Config struct {
 
 	// Timeout, Linger and Drain are those of tunnel.Forwarder, Ping that of tunnel.WebSocket.
 	Timeout, Linger, Drain, Ping time.Duration
+	// HeaderSize, IdleTimeout and BodyTimeout are those of tunnel.WebSocket.
+	HeaderSize               int
+	IdleTimeout, BodyTimeout time.Duration
 	// Level is the level of the log line about a tunnel that went well; zero is slog.LevelInfo.
 	Level slog.Level
 }

@@ -42,7 +42,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 	}
 	now.tls = now.tlsConfig()
 	now.encrypted = tunnel.Transport{&tunnel.TLS{ServerConfig: now.tls}, upper{now}}
-	now.http = &tunnel.WebSocket{Ping: c.Ping,
+	now.http = &tunnel.WebSocket{Ping: c.Ping, HeaderSize: c.HeaderSize, IdleTimeout: c.IdleTimeout, BodyTimeout: c.BodyTimeout,
 		Match: func(r *http.Request, info *tunnel.Info) bool { return visitOf(info).match(r, info) },
 		Site: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			visitOf(tunnel.InfoOf(r)).ServeHTTP(w, r)

@@ -62,10 +62,11 @@ func (i *Info) startLimit() {
 	}
 }
 
-// headLimit is for the head of a later request. A first one is ended by the limit itself, a little sooner.
-func (i *Info) headLimit() time.Duration {
+// headLimit is for the head of a later request, and otherwise where there is no limit. A first one is ended by the limit
+// itself, a little sooner.
+func (i *Info) headLimit(otherwise time.Duration) time.Duration {
 	if i.limit == nil {
-		return siteIdle
+		return otherwise
 	}
 	return i.timeout + time.Second
 }
