@@ -54,6 +54,22 @@ func (i *Info) UntilDraining(ctx context.Context) (context.Context, func()) {
 	}
 }
 
+// Patience returns ctx for a wait in the middle of the handshakes. It has as long as they have to itself, and ends with
+// ErrTimeout; with ErrDrained when nothing new is to begin. Their own limit stands still until stop, and then begins anew.
+func (i *Info) Patience(ctx context.Context) (waiting context.Context, stop func()) {
+	i.stopLimit()
+	waiting, unhook := i.UntilDraining(ctx)
+	release := func() {}
+	if i.limit != nil {
+		waiting, release = context.WithTimeoutCause(waiting, i.timeout, ErrTimeout)
+	}
+	return waiting, func() {
+		release()
+		unhook()
+		i.startLimit()
+	}
+}
+
 // startLimit gives the handshake and the dial that follows it their time, from now on. A later
 // request of an HTTP connection begins anew.
 func (i *Info) startLimit() {

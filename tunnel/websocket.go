@@ -79,6 +79,9 @@ type WebSocket struct {
 	Site http.Handler
 	// Match decides for the edge, in place of Host and Path, which of the well-formed upgrade requests open
 	// the tunnel, and may note Info.Path. It may be asked twice about a request that it refuses. Nil compares Host and Path.
+	//
+	// It may take its time where the request's context ends when the client leaves. If that never ends, nobody looks at the
+	// client: a refusal then is asked about again, with one that does.
 	Match func(r *http.Request, info *Info) bool
 }
 

@@ -175,17 +175,26 @@ func (b *builder) limits(config *edge.Config) error {
 			"write a number of bytes, as in 65536: cookies and tokens need a few thousand, and each connection may take as much memory")
 	}
 	config.HeaderSize = l.HeaderSize
-	switch l.WhenFull {
-	case "", "queue":
-	case "refuse":
-		config.Limits.Refuse = true
-	default:
-		return b.wrong("limits.when-full", fmt.Sprintf("%q is neither queue nor refuse", l.WhenFull), `write when-full = "queue" or "refuse"`)
+	queues, err := b.queues("limits.when-full", l.WhenFull, "queue")
+	if err != nil {
+		return err
 	}
+	config.Limits.Refuse = !queues
 	config.Limits.Connections = cmp.Or(l.Connections, connectionsThatFit())
 	config.Limits.PerAddress = cmp.Or(l.PerAddress, max(1, config.Limits.Connections/4))
 	config.Limits.Rate = cmp.Or(l.Rate, 1000)
 	return nil
+}
+
+// queues tells whether those who find a limit reached wait.
+func (b *builder) queues(path, text, standard string) (bool, error) {
+	switch cmp.Or(text, standard) {
+	case "queue":
+		return true, nil
+	case "refuse":
+		return false, nil
+	}
+	return false, b.wrong(path, fmt.Sprintf("%q is neither queue nor refuse", text), `write when-full = "queue" or "refuse"`)
 }
 
 // acmeNames are those of sites that want their certificates from a CA.

@@ -115,7 +115,8 @@ type accessSection struct {
 	From    []string `toml:"from" help:"networks that clients have to come from, such as [\"192.0.2.0/24\"]"`
 	Tokens  string   `toml:"tokens" help:"file of the tokens of which a client has to show one; raimons token makes them"`
 	Clients []string `toml:"clients" help:"client certificates that may in: CN:, DNS:, URI: or SPKI: and a value, or \"*\" for all of client-ca"`
-	Max     int      `toml:"max" help:"tunnels open at a time; more are refused" standard:"no limit"`
+	Max     int      `toml:"max" help:"tunnels open at a time" standard:"no limit"`
+	Full    string   `toml:"when-full" help:"\"refuse\" turns more than max away, \"queue\" lets as many again wait for a place, for timeout at most" standard:"\"refuse\""`
 }
 
 // configError is a mistake in a config file.
