@@ -56,7 +56,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 		e := &entrance{Listener: l, snapshot: now}
 		e.forwarder = &tunnel.Forwarder{
 			Accept: tunnel.Transport{e}, Dial: dial, Opened: opened,
-			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Log: s.Log, Level: c.Level,
+			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Reason: reason, Log: s.Log, Level: c.Level,
 		}
 		now.entrances[l.Address] = e
 	}
