@@ -141,7 +141,7 @@ func (m *Metrics) ended(v *visit, s *tunnel.Session, err error) {
 	case s.Open():
 		m.ends.WithLabelValues(l.site, l.route, tunnel.EndReason(err)).Inc()
 	case v.stage == atTarget:
-		m.targetFailures.WithLabelValues(l.site, l.route, tunnel.DialReason(err)).Inc()
+		m.targetFailures.WithLabelValues(l.site, l.route, targetReason(err)).Inc()
 	case errors.Is(err, tunnel.ErrNoTunnel):
 		m.visits.WithLabelValues(l.site).Inc()
 	default:

@@ -48,6 +48,22 @@ func reason(info *tunnel.Info, err error) string {
 	return failureReason(v.stage, err)
 }
 
+// targetReason says why a target could not be reached.
+func targetReason(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return "name"
+	case tunnel.IsTimeout(err):
+		return "timeout"
+	case tunnel.IsRefused(err):
+		return "refused"
+	case errors.Is(err, tunnel.ErrDrained), errors.Is(err, context.Canceled):
+		return "shutdown"
+	}
+	return "other"
+}
+
 // failureReason says why a connection became no tunnel; empty where that is no failure.
 func failureReason(reached stage, err error) string {
 	switch {

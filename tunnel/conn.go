@@ -29,10 +29,15 @@ type Info struct {
 	ServerName string
 	// Path is the request target of the WebSocket upgrade; empty without WebSocket.
 	Path string
+	// Target is where the client asked to be connected to, host:port with the name unresolved; empty
+	// where that is settled otherwise.
+	Target string
 	// TLS is the state after the TLS handshake; nil without TLS, and once the tunnel is open.
 	TLS *tls.ConnectionState
 	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
 	Route any
+	// Sent is how many bytes of the client Forwarder.Open has handed on, before the rest followed.
+	Sent int64
 	// Attrs go into the log line of the connection, as pairs or slog.Attr.
 	Attrs []any
 
@@ -102,6 +107,7 @@ type Layer interface {
 	Client(ctx context.Context, c Conn) (Conn, error)
 	Server(ctx context.Context, c Conn, info *Info) (Conn, error)
 }
+
 
 // Transport is a list of layers, the one nearest to the network first; it is itself a Layer.
 // The empty Transport is plain tcp.

@@ -3,96 +3,79 @@ package tunnel
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"net"
 	"os"
-	"syscall"
 )
 
-// The reasons that logs and metrics tell apart are few and fixed: what strangers do must not make more of them.
-
-// side is an end of a tunnel.
-type side uint8
-
+// The words for why a target could not be reached, as an edge tells them to its client.
 const (
-	byNobody side = iota
-	byClient      // who connected to us
-	byTarget      // what we dialed
+	ReasonRefused     = "refused"     // nobody listens there
+	ReasonUnreachable = "unreachable" // there is no way to it
+	ReasonTimeout     = "timeout"     // it did not answer in time
+	ReasonName        = "name"        // its name is not known
+	ReasonForbidden   = "forbidden"   // the client may not have it
+	ReasonBusy        = "busy"        // there are as many tunnels as there may be
+	ReasonFailed      = "failed"      // something else
 )
 
-func (s side) other() side {
-	switch s {
-	case byClient:
-		return byTarget
-	case byTarget:
-		return byClient
-	}
-	return byNobody
+// phrases say the same to people.
+var phrases = map[string]string{
+	ReasonRefused:     "nothing listens there",
+	ReasonUnreachable: "there is no way to it",
+	ReasonTimeout:     "it does not answer",
+	ReasonName:        "its name is not known",
+	ReasonForbidden:   "it may not be reached from here",
+	ReasonBusy:        "it has as many tunnels as it may",
+	ReasonFailed:      "the edge's log says why",
 }
 
-// reason says in one word why the session has ended with err, and in front of it whose doing that was, where that is known.
-func (s *Session) reason(err error) string {
-	switch {
-	case s.relay != nil:
-		return s.relay.by.prefix() + EndReason(err)
-	case isUnreached(err):
-		return "dial_" + DialReason(err)
-	case s.f.Reason != nil:
-		return s.f.Reason(&s.info, err)
-	}
-	return EndReason(err)
+// TargetError says that a target could not be reached, or may not be.
+type TargetError struct {
+	Reason string // one of those above
+	Err    error  // what has happened; nil at a client, which knows no more
 }
 
-func (s side) prefix() string {
-	switch s {
-	case byClient:
-		return "client_"
-	case byTarget:
-		return "target_"
+func (e *TargetError) Error() string {
+	if e.Err != nil {
+		return e.Err.Error()
 	}
-	return ""
+	return fmt.Sprintf("the edge could not reach the target: %s (%s)", phrases[knownReason(e.Reason)], e.Reason)
 }
 
-// EndReason says in one word how a tunnel ended: closed, shutdown, silent, reset, close_code, cut, timeout or failed.
-func EndReason(err error) string {
-	var closed *CloseError
+func (e *TargetError) Unwrap() error { return e.Err }
+
+// Reason is the word for why a dial has failed; empty for nil.
+func Reason(err error) string {
+	var (
+		target *TargetError
+		closed *CloseError
+		dns    *net.DNSError
+	)
 	switch {
 	case err == nil:
-		return "closed"
-	case errors.Is(err, ErrDrained), errors.Is(err, context.Canceled):
-		return "shutdown"
-	case errors.Is(err, ErrLinger):
-		return "silent"
-	case IsReset(err):
-		return "reset"
-	case errors.As(err, &closed):
-		return "close_code"
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return "cut"
-	case IsTimeout(err), errors.Is(err, errNoPong): // or keep-alive, or a peer that acknowledges nothing
-		return "timeout"
-	}
-	return "failed"
-}
-
-// DialReason says in one word why a target could not be reached: name, timeout, refused, shutdown or other.
-func DialReason(err error) string {
-	var dns *net.DNSError
-	switch {
+		return ""
+	case errors.As(err, &target):
+		return knownReason(target.Reason)
+	case errors.As(err, &closed) && closed.Code == int(statusBadGateway):
+		return knownReason(closed.Reason)
 	case errors.As(err, &dns):
-		return "name"
-	case IsTimeout(err):
-		return "timeout"
+		return ReasonName
+	case errors.Is(err, ErrTimeout), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.Is(err, errTimedOut):
+		return ReasonTimeout
 	case IsRefused(err):
-		return "refused"
-	case errors.Is(err, ErrDrained), errors.Is(err, context.Canceled):
-		return "shutdown"
+		return ReasonRefused
+	case errors.Is(err, errHostUnreachable), errors.Is(err, errNetUnreachable):
+		return ReasonUnreachable
 	}
-	return "other"
+	return ReasonFailed
 }
 
-// IsTimeout tells whether something took too long.
-func IsTimeout(err error) bool {
-	return errors.Is(err, ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT)
+// knownReason is word if it is one of ours; a peer may say anything.
+func knownReason(word string) string {
+	if phrases[word] == "" {
+		return ReasonFailed
+	}
+	return word
 }
