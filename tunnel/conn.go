@@ -108,7 +108,6 @@ type Layer interface {
 	Server(ctx context.Context, c Conn, info *Info) (Conn, error)
 }
 
-
 // Transport is a list of layers, the one nearest to the network first; it is itself a Layer.
 // The empty Transport is plain tcp.
 type Transport []Layer
