@@ -33,6 +33,8 @@ type Info struct {
 	TLS *tls.ConnectionState
 	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
 	Route any
+	// Sent is how many bytes of the client Forwarder.Open has handed on, before the rest followed.
+	Sent int64
 	// Attrs go into the log line of the connection, as pairs or slog.Attr.
 	Attrs []any
 

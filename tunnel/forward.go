@@ -26,6 +26,10 @@ type Forwarder struct {
 	Dial func(ctx context.Context, info *Info) (Conn, error)
 	// Connect is the transport spoken on the dialed connection; empty is plain tcp.
 	Connect Transport
+	// Open, where it is not nil, takes the place of Dial and Connect: it gives accepted its other end, which the
+	// session closes. Time limits are its own; ctx ends when nothing new is to begin. What it has carried already
+	// it adds to info.Sent. An error in a Told is not worth more than a line for debugging.
+	Open func(ctx context.Context, accepted Conn, info *Info) (Conn, error)
 
 	// Timeout limits handshakes and dial together. Zero means 10 seconds; negative means no limit.
 	Timeout time.Duration
@@ -153,7 +157,7 @@ func (s *Session) Sent() int64 {
 	if s.relay == nil {
 		return 0
 	}
-	return s.relay.forth.moved.Load()
+	return s.info.Sent + s.relay.forth.moved.Load()
 }
 
 // Received is how many bytes have come back for the client.
@@ -208,16 +212,9 @@ func (s *Session) handshakes() (accepted, dialed Conn, err error) {
 			release(accepted)
 		}
 	}()
-	bare, err := s.f.Dial(limited, info)
-	if err != nil {
+	if dialed, err = s.reach(limited, accepted); err != nil {
 		refuse(accepted)
-		return nil, nil, unreachedError{withCause(limited, err)}
-	}
-	s.dialed = bare
-	dialed, err = s.f.Connect.Client(limited, bare)
-	if err != nil {
-		refuse(accepted)
-		return nil, nil, unreachedError{withCause(limited, err)}
+		return nil, nil, unreachedError{err}
 	}
 	info.stopLimit()
 	if limited.Err() != nil {
@@ -226,6 +223,28 @@ func (s *Session) handshakes() (accepted, dialed Conn, err error) {
 	}
 	info.TLS, info.limit, info.draining = nil, nil, nil // have served their purpose, and are large
 	return accepted, dialed, nil
+}
+
+// reach makes the other end.
+func (s *Session) reach(limited context.Context, accepted Conn) (dialed Conn, err error) {
+	info := &s.info
+	if s.f.Open != nil {
+		info.stopLimit()
+		undrained, stop := info.UntilDraining(s.ctx)
+		defer stop()
+		if dialed, err = s.f.Open(undrained, accepted, info); err != nil {
+			return nil, err
+		}
+		s.dialed = dialed
+		return dialed, nil
+	}
+	bare, err := s.f.Dial(limited, info)
+	if err != nil {
+		return nil, withCause(limited, err)
+	}
+	s.dialed = bare
+	dialed, err = s.f.Connect.Client(limited, bare)
+	return dialed, withCause(limited, err)
 }
 
 // tell leaves the one line that tells what became of the connection.
@@ -247,6 +266,8 @@ func (s *Session) tell(err error) {
 	case isStray(err) || sent+received == 0 && hasLeft(s.accepted):
 		// Whoever probes a port is gone before there is anything to say.
 		log.Debug("no tunnel", "error", err)
+	case isTold(err):
+		log.Debug("no tunnel", "error", err, traffic)
 	case IsReset(err) && !isUnreached(err):
 		log.Log(context.Background(), s.f.Level, "tunnel reset", "error", err, traffic) // programs do that all the time
 	default:
@@ -280,7 +301,7 @@ func refuse(accepted Conn) {
 
 // withCause prefers the reason for which ctx ended to what that led to.
 func withCause(ctx context.Context, err error) error {
-	if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
 	}
 	return err
@@ -294,6 +315,17 @@ func (e strayError) Unwrap() error { return e.error }
 func isStray(err error) bool {
 	var s strayError
 	return errors.As(err, &s)
+}
+
+// Told is an error of Forwarder.Open that the log knows of already, as one of many that have the same cause.
+type Told struct{ Err error }
+
+func (e Told) Error() string { return e.Err.Error() }
+func (e Told) Unwrap() error { return e.Err }
+
+func isTold(err error) bool {
+	var t Told
+	return errors.As(err, &t)
 }
 
 // unreachedError says that there was nobody to carry a tunnel to. A reset is no everyday event then.

@@ -268,8 +268,10 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	ahead := &readAhead{Conn: c, pending: head}
 	visit.conn = &borrowed{Conn: ahead, client: info.Client}
 	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
+	// Told by the first bytes, with TLS as well. Who has agreed on h2 may speak HTTP/1.1 all the same, and is hung up
+	// on where it speaks neither (RFC 9113, section 3.4).
+	protocols.SetHTTP1(!agreedOnHTTP2(info) || beginsRequest(head))
+	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
 		Handler:           visit,
 		ReadHeaderTimeout: info.headLimit(),
@@ -313,6 +315,24 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	}
 	visit.tunnel.pending = append(visit.tunnel.pending, ahead.pending...)
 	return visit.tunnel, nil
+}
+
+func agreedOnHTTP2(info *Info) bool { return info.TLS != nil && info.TLS.NegotiatedProtocol == "h2" }
+
+// beginsRequest tells whether head may be the beginning of an HTTP/1 request: a method that is a token, and a version
+// where the first line is whole (RFC 9112, section 3).
+func beginsRequest(head []byte) bool {
+	line, _, whole := bytes.Cut(head, []byte("\n"))
+	method, rest, _ := bytes.Cut(line, []byte(" "))
+	if len(method) == 0 || !consistsOf(method, "!#$%&'*+-.^_`|~") {
+		return false
+	}
+	if !whole {
+		return true
+	}
+	version := rest[bytes.LastIndexByte(rest, ' ')+1:]
+	major, _, ok := http.ParseHTTPVersion(string(bytes.TrimSuffix(version, []byte("\r"))))
+	return ok && major == 1
 }
 
 // visit is one connection while it belongs to net/http.
