@@ -16,10 +16,6 @@ BENCH =
 # The race detector needs cgo, which go turns off where it finds no C compiler.
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race,)
 
-# Many tests wait more than they work, and the longest packages are not the first: two at a time, as on two
-# processors, would leave the machine idle.
-PACKAGES_AT_ONCE = -p 4
-
 # What every path through package tunnel has to pass.
 TUNNELS = Conformance|Echoes|Many|ByteByByte|Half|Cut|Reset|Early|LastReply
 
@@ -42,12 +38,15 @@ build: ## build raimons and raimonc into bin/
 demo: ## a CA, a certificate from it, 256 MB through a wss tunnel and back, a renewal
 	@go run -C $(ACMETEST) ./demo
 
+# Most of our own tests wait more than they work: two packages at a time, as on two processors, would leave the
+# machine idle. The faults take longer than all else beside them, so they begin first.
+#
 # The tests of the nested modules build raimons and raimonc themselves: go test does not know what they are made
 # of, and would answer from its cache.
 test: ## run all tests, with the race detector where a C compiler is found
 	@$(if $(RACE),true,echo 'make test: no C compiler found: running without the race detector')
-	go test $(RACE) $(PACKAGES_AT_ONCE) ./...
-	cd $(ACMETEST) && go test $(RACE) $(PACKAGES_AT_ONCE) -count=1 ./...
+	go test $(RACE) -p 4 ./...
+	cd $(ACMETEST) && go test $(RACE) -count=1 ./faults ./...
 	cd $(BENCHMODULE) && go test $(RACE) -count=1 ./...
 
 portable: ## test tunnels without splice(2) and without the processor's AES and SIMD
