@@ -23,6 +23,12 @@ const (
 	featureHeader = "Raimon"
 	// featureEnd offers and accepts the empty text message as the end of one direction.
 	featureEnd = "end"
+	// featureWait offers and accepts that the edge dials only when it is told to, and then says when its target is there.
+	featureWait = "wait"
+	// featureOpen accepts targetHeader, and that the edge says when its target is there.
+	featureOpen = "open"
+	// targetHeader names the target that the client has chosen.
+	targetHeader = "Raimon-Target"
 
 	// maxHead bounds what an HTTP head may bring.
 	maxHead = 64 << 10
@@ -60,6 +66,14 @@ type WebSocket struct {
 	// Token gives the token that the client sends (RFC 6750, section 2.1), for each connection anew: printable
 	// ASCII without blanks. Nil sends none. An error of it ends the handshake. An edge checks with Match.
 	Token func(ctx context.Context) (string, error)
+	// Wait asks the edge not to dial before Take says so; Waiting tells whether it has agreed.
+	Wait bool
+	// Target is where the client wants to go, host:port; empty is the edge's own target. AwaitOpen tells whether the edge has agreed.
+	// With Wait it is what Take means by an empty target.
+	Target string
+	// Targets lets the clients of an edge choose their target: its Forwarder.Dial goes to Info.Target, if it may. Otherwise who
+	// chooses one gets none.
+	Targets bool
 	// Mask is how the client masks.
 	Mask Mask
 	// Ping is the silence after which a Ping is sent. Zero means 30 seconds; negative means never.
@@ -90,14 +104,20 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	defer wake()
 	head := &headReader{Conn: c}
 	peer := peerUnknown
+	waits, opens := false, false
 	dialer := ws.Dialer{
 		Host: w.Host,
 		// All of the head is one write.
 		WriteBufferSize: ws.DefaultClientWriteBufferSize + len(w.Path) + len(w.Host) + len(header),
 		Header:          ws.HandshakeHeaderString(header),
 		OnHeader: func(key, value []byte) error {
-			if string(key) == featureHeader && hasToken([]string{string(value)}, featureEnd) {
-				peer = peerRaimon
+			if string(key) == featureHeader {
+				tokens := []string{string(value)}
+				if hasToken(tokens, featureEnd) {
+					peer = peerRaimon
+				}
+				waits = waits || w.Wait && hasToken(tokens, featureWait)
+				opens = opens || w.Target != "" && hasToken(tokens, featureOpen)
 			}
 			return nil
 		},
@@ -122,12 +142,26 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	if peer == peerUnknown && head.isKaminari() {
 		peer = peerHalfCloses
 	}
-	return newFrames(c, true, w, peer, rest), nil
+	f := newFrames(c, true, w, peer, rest)
+	f.wait = waits && peer == peerRaimon
+	f.open = f.wait || opens && peer == peerRaimon
+	f.unheard = w.Target != "" && !f.open
+	return f, nil
 }
 
 // header is what the client says beyond RFC 6455.
 func (w *WebSocket) header(ctx context.Context) (string, error) {
-	header := featureHeader + ": " + featureEnd + "\r\n"
+	header := featureHeader + ": " + featureEnd
+	if w.Wait {
+		header += ", " + featureWait
+	}
+	header += "\r\n"
+	if w.Target != "" {
+		if !IsTarget(w.Target) {
+			return "", fmt.Errorf("websocket handshake: target %q: %w", w.Target, errTargetForm)
+		}
+		header += targetHeader + ": " + w.Target + "\r\n"
+	}
 	if w.Token == nil {
 		return header, nil
 	}
@@ -233,7 +267,14 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	if w.Match == nil {
 		info.Path = w.Path
 	}
-	return newFrames(c, false, w, up.peer, up.pending), nil
+	f := newFrames(c, false, w, up.peer, up.pending)
+	f.wait, f.open, f.chooses = up.waits, up.waits || up.target != "", w.Targets
+	if up.target != "" && !IsTarget(up.target) {
+		f.violation(fmt.Errorf("target %.40q: %w", up.target, errTargetForm))
+		return nil, f.readErr
+	}
+	info.Target = up.target
+	return f, nil
 }
 
 // firstBytes waits for a visitor to speak, unless nothing new is to begin.
