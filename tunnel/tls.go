@@ -89,38 +89,6 @@ func handshakeError(ctx context.Context, err error) error {
 	return err
 }
 
-// ServeALPN makes config answer the protocols that are served and ignore other offers, where
-// crypto/tls would refuse the client. A client that offers h2 may still speak HTTP/1.1.
-func ServeALPN(config *tls.Config, served ...string) {
-	// One config for each combination, made once: cloning for each handshake would be slow, and
-	// session ticket keys are those of the parent as long as the clone has none of its own.
-	configs := make(map[string]*tls.Config)
-	plain := config.Clone()
-	for set := 1; set < 1<<len(served); set++ {
-		var protos []string
-		for i, p := range served {
-			if set&(1<<i) != 0 {
-				protos = append(protos, p)
-			}
-		}
-		c := plain.Clone()
-		c.NextProtos = protos
-		configs[fmt.Sprint(protos)] = c
-	}
-	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		var protos []string
-		for _, p := range served {
-			for _, offered := range hello.SupportedProtos {
-				if p == offered {
-					protos = append(protos, p)
-					break
-				}
-			}
-		}
-		return configs[fmt.Sprint(protos)], nil
-	}
-}
-
 // PinError says that the server has another key than the pinned ones.
 type PinError struct {
 	// Got is the pin of the key that the server has, in base64.
