@@ -217,7 +217,11 @@ func (s *Session) handshakes() (accepted, dialed Conn, err error) {
 	dialed, err = s.f.Connect.Client(limited, bare)
 	if err != nil {
 		refuse(accepted)
-		return nil, nil, unreachedError{withCause(limited, err)}
+		err = withCause(limited, err)
+		if info.Via != "" { // which may have answered in place of the other side
+			err = &ProxyError{Proxy: info.Via, Connected: true, Err: err}
+		}
+		return nil, nil, unreachedError{err}
 	}
 	info.stopLimit()
 	if limited.Err() != nil {

@@ -54,7 +54,8 @@ func run(ctx context.Context, job *command.Job) error {
 	}
 	f := &tunnel.Forwarder{
 		Connect: transport,
-		Dial: func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
+		Dial: func(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
+			info.Via = dialer.Via(job.Remote)
 			return dialer.Dial(ctx, job.Remote)
 		},
 	}
