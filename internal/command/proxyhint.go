@@ -71,7 +71,7 @@ func refusalHint(err *tunnel.ProxyRefusal, credentials bool) string {
 	switch {
 	case err.Status == http.StatusProxyAuthRequired && len(err.Schemes) > 0 && !basic:
 		return "of these none is spoken here, only Basic: run cntlm or px, which speak NTLM and Negotiate, on this machine, and name it with proxy=http://127.0.0.1:3128"
-	case err.Status == http.StatusProxyAuthRequired && credentials:
+	case credentials && (err.Status == http.StatusProxyAuthRequired || err.Status == http.StatusUnauthorized): // tinyproxy
 		return wrongCredentials
 	case err.Status == http.StatusProxyAuthRequired:
 		return "the proxy asks for a user and a password: " + withCredentials

@@ -118,6 +118,7 @@ func TestProxyFailures(t *testing.T) {
 		"407 with half a page":     {serve: answers(basic + "Content-Length: 100000\r\n\r\n<html>"), want: "(it takes Basic)", hint: "proxy-auth="},
 		"407 and never closes":     {serve: says(basic + "Content-Length: 100000\r\n\r\n<html>"), want: "(it takes Basic)", hint: "proxy-auth="},
 		"407 with credentials":     {scheme: "http://jo:s3cr3t@", serve: answers(basic + "\r\n"), want: "(it takes Basic)", hint: "does not take this user and password"},
+		"401 with credentials":     {scheme: "http://jo:s3cr3t@", serve: answers("HTTP/1.1 401 Unauthorized\r\n\r\n"), want: "401 Unauthorized", hint: "does not take this user and password"},
 		"407 with NTLM":            {serve: answers(required + "Proxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n"), want: "(it takes Negotiate, NTLM)", hint: "cntlm or px"},
 		"407 with NTLM, sent":      {scheme: "http://jo:s3cr3t@", serve: answers(required + "Proxy-Authenticate: NTLM\r\n\r\n"), want: "(it takes NTLM)", hint: "cntlm or px"},
 		"407 with NTLM and Basic":  {serve: answers(required + "Proxy-Authenticate: NTLM, Basic realm=x\r\n\r\n"), want: "(it takes NTLM, Basic)", hint: "proxy-auth="},
