@@ -243,6 +243,9 @@ func (s *Session) tell(err error) {
 	if s.info.ServerName != "" {
 		log = log.With("sni", s.info.ServerName)
 	}
+	if s.info.Via != "" && s.Open() { // else the error has it
+		log = log.With("proxy", s.info.Via)
+	}
 	log = log.With(s.info.Attrs...)
 	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(s.begin).Round(time.Millisecond).String())
 	switch {
