@@ -29,12 +29,17 @@ type Info struct {
 	ServerName string
 	// Path is the request target of the WebSocket upgrade; empty without WebSocket.
 	Path string
+	// Target is where the client asked to be connected to, host:port with the name unresolved; empty
+	// where that is settled otherwise.
+	Target string
 	// TLS is the state after the TLS handshake; nil without TLS, and once the tunnel is open.
 	TLS *tls.ConnectionState
 	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
 	Route any
 	// Via is the address of the proxy that the dialed connection goes through, which Forwarder.Dial notes; empty: none.
 	Via string
+	// Sent is how many bytes of the client Forwarder.Open has handed on, before the rest followed.
+	Sent int64
 	// Attrs go into the log line of the connection, as pairs or slog.Attr.
 	Attrs []any
 

@@ -25,6 +25,12 @@ const (
 	featureHeader = "Raimon"
 	// featureEnd offers and accepts the empty text message as the end of one direction.
 	featureEnd = "end"
+	// featureWait offers and accepts that the edge dials only when it is told to, and then says when its target is there.
+	featureWait = "wait"
+	// featureOpen accepts targetHeader, and that the edge says when its target is there.
+	featureOpen = "open"
+	// targetHeader names the target that the client has chosen.
+	targetHeader = "Raimon-Target"
 
 	// maxHead bounds what an HTTP head may bring.
 	maxHead = 64 << 10
@@ -65,6 +71,14 @@ type WebSocket struct {
 	// Header gives what else the client's request says, for each connection anew: no field that the upgrade or
 	// Token is made of, at most 64 KiB. Nil adds nothing. An error of it ends the handshake.
 	Header func(ctx context.Context) (http.Header, error)
+	// Wait asks the edge not to dial before Take says so; Waiting tells whether it has agreed.
+	Wait bool
+	// Target is where the client wants to go, host:port; empty is the edge's own target. AwaitOpen tells whether the edge has agreed.
+	// With Wait it is what Take means by an empty target.
+	Target string
+	// Targets lets the clients of an edge choose their target: its Forwarder.Dial goes to Info.Target, if it may. Otherwise who
+	// chooses one gets none.
+	Targets bool
 	// Mask is how the client masks.
 	Mask Mask
 	// Ping is the silence after which a Ping is sent. Zero means 30 seconds; negative means never.
@@ -95,14 +109,20 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	defer wake()
 	head := &headReader{Conn: c}
 	peer := peerUnknown
+	waits, opens := false, false
 	dialer := ws.Dialer{
 		Host: w.Host,
 		// All of the head is one write.
 		WriteBufferSize: ws.DefaultClientWriteBufferSize + len(w.Path) + len(w.Host) + len(header),
 		Header:          ws.HandshakeHeaderString(header),
 		OnHeader: func(key, value []byte) error {
-			if string(key) == featureHeader && hasToken([]string{string(value)}, featureEnd) {
-				peer = peerRaimon
+			if string(key) == featureHeader {
+				tokens := []string{string(value)}
+				if hasToken(tokens, featureEnd) {
+					peer = peerRaimon
+				}
+				waits = waits || w.Wait && hasToken(tokens, featureWait)
+				opens = opens || w.Target != "" && hasToken(tokens, featureOpen)
 			}
 			return nil
 		},
@@ -127,12 +147,26 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	if peer == peerUnknown && head.isKaminari() {
 		peer = peerHalfCloses
 	}
-	return newFrames(c, true, w, peer, rest), nil
+	f := newFrames(c, true, w, peer, rest)
+	f.wait = waits && peer == peerRaimon
+	f.open = f.wait || opens && peer == peerRaimon
+	f.unheard = w.Target != "" && !f.open
+	return f, nil
 }
 
 // header is what the client says beyond RFC 6455.
 func (w *WebSocket) header(ctx context.Context) (string, error) {
-	header := featureHeader + ": " + featureEnd + "\r\n"
+	header := featureHeader + ": " + featureEnd
+	if w.Wait {
+		header += ", " + featureWait
+	}
+	header += "\r\n"
+	if w.Target != "" {
+		if !IsTarget(w.Target) {
+			return "", fmt.Errorf("websocket handshake: target %q: %w", w.Target, errTargetForm)
+		}
+		header += targetHeader + ": " + w.Target + "\r\n"
+	}
 	if w.Token != nil {
 		token, err := w.Token(ctx)
 		if err != nil {
@@ -269,7 +303,14 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	if w.Match == nil {
 		info.Path = w.Path
 	}
-	return newFrames(c, false, w, up.peer, up.pending), nil
+	f := newFrames(c, false, w, up.peer, up.pending)
+	f.wait, f.open, f.chooses = up.waits, up.waits || up.target != "", w.Targets
+	if up.target != "" && !IsTarget(up.target) {
+		f.violation(fmt.Errorf("target %.40q: %w", up.target, errTargetForm))
+		return nil, f.readErr
+	}
+	info.Target = up.target
+	return f, nil
 }
 
 // firstBytes waits for a visitor to speak, unless nothing new is to begin.
@@ -304,8 +345,10 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	ahead := &readAhead{Conn: c, pending: head}
 	visit.conn = &borrowed{Conn: ahead, client: info.Client}
 	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
+	// Told by the first bytes, with TLS as well. Who has agreed on h2 may speak HTTP/1.1 all the same, and is hung up
+	// on where it speaks neither (RFC 9113, section 3.4).
+	protocols.SetHTTP1(!agreedOnHTTP2(info) || beginsRequest(head))
+	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
 		Handler:           visit,
 		ReadHeaderTimeout: info.headLimit(),
@@ -349,6 +392,24 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	}
 	visit.tunnel.pending = append(visit.tunnel.pending, ahead.pending...)
 	return visit.tunnel, nil
+}
+
+func agreedOnHTTP2(info *Info) bool { return info.TLS != nil && info.TLS.NegotiatedProtocol == "h2" }
+
+// beginsRequest tells whether head may be the beginning of an HTTP/1 request: a method that is a token, and a version
+// where the first line is whole (RFC 9112, section 3).
+func beginsRequest(head []byte) bool {
+	line, _, whole := bytes.Cut(head, []byte("\n"))
+	method, rest, _ := bytes.Cut(line, []byte(" "))
+	if len(method) == 0 || !consistsOf(method, "!#$%&'*+-.^_`|~") {
+		return false
+	}
+	if !whole {
+		return true
+	}
+	version := rest[bytes.LastIndexByte(rest, ' ')+1:]
+	major, _, ok := http.ParseHTTPVersion(string(bytes.TrimSuffix(version, []byte("\r"))))
+	return ok && major == 1
 }
 
 // visit is one connection while it belongs to net/http.

@@ -215,6 +215,7 @@ var errorTests = []struct {
 	{Client, "ws;host=a;path=/;header=Content-Length: 1", "header", "part of the upgrade", "remove"},
 	{Client, "ws;host=a;path=/;header=Transfer-Encoding: chunked", "header", "part of the upgrade", "remove"},
 	{Client, "ws;host=a;path=/;header=Sec-WebSocket-Key: y", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=Raimon-Target: y", "header", "part of the upgrade", "remove"},
 	{Client, "ws;host=a;path=/;header=RAIMON: y", "header", "part of the upgrade", "remove"},
 	{Client, "ws;host=a;path=/;header=X: y;header=x: z", "header", "given twice", "once"},
 	{Client, "ws;host=a;path=/;header=X: " + strings.Repeat("y", 40<<10) + ";header=Y: " + strings.Repeat("y", 40<<10), "header", "64 KiB", "shorter"},

@@ -223,7 +223,7 @@ const maxHeader = 64 << 10
 // ownFields are those that the upgrade or the way to it is made of, and what says so instead.
 var ownFields = map[string]string{
 	"host": "host=", "user-agent": "user-agent=", "proxy-authorization": "proxy-auth=",
-	"connection": "", "content-length": "", "expect": "", "http2-settings": "", "keep-alive": "", "proxy-connection": "", "raimon": "",
+	"connection": "", "content-length": "", "expect": "", "http2-settings": "", "keep-alive": "", "proxy-connection": "", "raimon": "", "raimon-target": "",
 	"te": "", "trailer": "", "transfer-encoding": "", "upgrade": "",
 }
 

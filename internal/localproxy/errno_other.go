@@ -1,0 +1,10 @@
+//go:build !windows
+
+package localproxy
+
+import "syscall"
+
+const (
+	errNetworkUnreachable = syscall.ENETUNREACH
+	errHostUnreachable    = syscall.EHOSTUNREACH
+)
