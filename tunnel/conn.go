@@ -36,8 +36,6 @@ type Info struct {
 	TLS *tls.ConnectionState
 	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
 	Route any
-	// Via is the address of the proxy that the dialed connection goes through, which Forwarder.Dial notes; empty: none.
-	Via string
 	// Sent is how many bytes of the client Forwarder.Open has handed on, before the rest followed.
 	Sent int64
 	// Attrs go into the log line of the connection, as pairs or slog.Attr.

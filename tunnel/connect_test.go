@@ -2,11 +2,9 @@ package tunnel
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -193,31 +191,12 @@ func TestDialerVia(t *testing.T) {
 		if got := d.Via(address); got != want {
 			t.Errorf("%s: got %q, want %q", address, got, want)
 		}
+		failed, ok := errors.AsType[*ProxyError](d.Through(address, io.EOF))
+		if ok != (want != "") || ok && (failed.Proxy != want || !failed.Connected || failed.Err != io.EOF) {
+			t.Errorf("%s: an error becomes %v", address, d.Through(address, io.EOF))
+		}
 	}
 	if got := (&Dialer{}).Via("c.test:443"); got != "" {
 		t.Errorf("without a proxy: %q", got)
-	}
-}
-
-// The line about a tunnel names the proxy that it went through.
-func TestProxyIsLogged(t *testing.T) {
-	leavesNothing(t)
-	l := loopback(t)
-	connectProxy(t, l, "")
-	d, target := through(t, "http://jo:s3cr3t@"+l.Addr().String()), echoTarget(t)
-	var log bytes.Buffer
-	f := &Forwarder{Log: slog.New(slog.NewTextHandler(&log, nil)), Dial: func(ctx context.Context, info *Info) (Conn, error) {
-		info.Via = d.Via(target)
-		return d.Dial(ctx, target)
-	}}
-	program, accepted := socketPair(t)
-	if err := program.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Handle(t.Context(), accepted); err != nil {
-		t.Fatal(err)
-	}
-	if got := log.String(); !strings.Contains(got, " proxy="+l.Addr().String()+" ") || strings.Contains(got, "s3cr3t") {
-		t.Errorf("logged %q", got)
 	}
 }

@@ -76,6 +76,16 @@ func (d *Dialer) Via(address string) string {
 	return proxyAddress(via)
 }
 
+// Through adds to err, of a handshake on a connection that Dial made to address, the proxy that it goes through,
+// which may have answered in place of the other side.
+func (d *Dialer) Through(address string, err error) error {
+	via := d.Via(address)
+	if via == "" {
+		return err
+	}
+	return &ProxyError{Proxy: via, Connected: true, Err: err}
+}
+
 func (d *Dialer) direct(ctx context.Context, network, name string) (Conn, error) {
 	nd := net.Dialer{Resolver: d.resolver, ControlContext: d.control}
 	c, err := nd.DialContext(ctx, network, name)

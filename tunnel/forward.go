@@ -276,9 +276,6 @@ func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
 	}
 	s.dialed = bare
 	dialed, err := s.f.Connect.Client(ctx, bare)
-	if err != nil && s.info.Via != "" { // which may have answered in place of the other side
-		err = &ProxyError{Proxy: s.info.Via, Connected: true, Err: withCause(ctx, err)}
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -322,9 +319,6 @@ func (s *Session) tell(err error) {
 	log = log.With("client", addrString(s.info.Client))
 	if s.info.ServerName != "" {
 		log = log.With("sni", s.info.ServerName)
-	}
-	if s.info.Via != "" && s.Open() { // else the error has it
-		log = log.With("proxy", s.info.Via)
 	}
 	log = log.With(s.info.Attrs...)
 	if s.info.Target != "" {

@@ -79,22 +79,27 @@ func resets(c *net.TCPConn) { c.SetLinger(0) }
 // failure is what becomes of a tunnel through the proxy at url.
 func failure(t testing.TB, url string, connect tunnel.Transport, timeout time.Duration) error {
 	t.Helper()
+	if timeout == 0 {
+		timeout = 10 * time.Second
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), timeout, tunnel.ErrTimeout)
+	defer cancel()
 	choose, err := tunnel.ProxyFromOption(url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &tunnel.Dialer{Proxy: choose}
 	const edge = "edge.example.com:443"
-	f := &tunnel.Forwarder{Connect: connect, Timeout: timeout, Dial: func(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
-		info.Via = d.Via(edge)
-		return d.Dial(ctx, edge)
-	}}
-	_, accepted := tunneltest.Pair(t)
-	err = f.Handle(t.Context(), accepted)
+	c, err := d.Dial(ctx, edge)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = connect.Client(ctx, c)
 	if err == nil {
 		t.Fatalf("a tunnel through %s came about", url)
 	}
-	return err
+	return d.Through(edge, err)
 }
 
 // What a proxy does in place of a connection is told in the error, and the hint says what to do about it.

@@ -137,6 +137,9 @@ func linesOf(text []byte) map[string]int {
 			path += part
 			if e.Kind == unstable.ArrayTable && n == len(parts)-1 {
 				seen[path]++
+				if lines[path] == 0 {
+					lines[path] = line
+				}
 			}
 			if count := seen[path]; count > 0 && e.Kind != unstable.KeyValue {
 				path = fmt.Sprintf("%s[%d]", path, count-1)

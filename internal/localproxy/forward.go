@@ -85,12 +85,7 @@ type oneRequest struct {
 func (o *oneRequest) Read(p []byte) (int, error) { return o.request.Read(p) }
 
 // SetLinger lets tunnel.Relay cut the connection: an answer without a length would otherwise look complete.
-func (o *oneRequest) SetLinger(seconds int) error {
-	if l, ok := o.Conn.(interface{ SetLinger(int) error }); ok {
-		return l.SetLinger(seconds)
-	}
-	return nil
-}
+func (o *oneRequest) SetLinger(seconds int) error { return setLinger(o.Conn, seconds) }
 
 // silence reads on and gives nothing but the end.
 type silence struct{ io.Reader }

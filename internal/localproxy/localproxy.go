@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"raimon/tunnel"
@@ -34,6 +35,9 @@ var past = time.Unix(1, 0)
 type Layer struct {
 	// User and Password are what programs have to give (RFC 1929; RFC 7617). Both empty: nobody is asked.
 	User, Password string
+	// Log takes a line where a person can set a program right, which speaks SOCKS4, has no password, or wants UDP:
+	// a Forwarder itself makes nothing of those who got no connection. Nil discards them.
+	Log *slog.Logger
 }
 
 // Client is not there: tunnel.Dialer knows how to ask a proxy. The error matches errors.ErrUnsupported.
@@ -53,6 +57,9 @@ func (l *Layer) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info) (t
 		return nil, fmt.Errorf("proxy request: %w", context.Cause(ctx))
 	}
 	if refused, ok := errors.AsType[*refusal](err); ok {
+		if l.Log != nil && refused.hint != "" {
+			l.Log.Warn("proxy request refused", "client", c.RemoteAddr().String(), "error", err, "hint", refused.hint)
+		}
 		farewell(c, refused.answer) // why it is refused matters more than whether the program has waited to hear it
 	}
 	if err != nil {
@@ -164,6 +171,17 @@ func (a *asking) Answer(err error) (tunnel.Conn, error) {
 	}
 	a.bare.SetWriteDeadline(time.Time{})
 	return a.Conn, nil
+}
+
+// SetLinger lets a Forwarder cut the connection where there is no tunnel after all: what was answered holds no longer.
+func (a *asking) SetLinger(seconds int) error { return setLinger(a.bare, seconds) }
+
+// setLinger is for connections that can be reset.
+func setLinger(c tunnel.Conn, seconds int) error {
+	if l, ok := c.(interface{ SetLinger(int) error }); ok {
+		return l.SetLinger(seconds)
+	}
+	return nil
 }
 
 // farewell says the last words on c and reads on until the program has left: to close while something unread waits

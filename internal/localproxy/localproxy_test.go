@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -307,12 +308,6 @@ func TestAnswerArrivesWhereMuchIsUnread(t *testing.T) {
 	}
 }
 
-// targetError says why a target was not reached, as the other end does.
-type targetError string
-
-func (e targetError) Error() string        { return "edge: " + string(e) }
-func (e targetError) TargetReason() string { return string(e) }
-
 func TestReasons(t *testing.T) {
 	dial := func(err error) error {
 		return fmt.Errorf("edge.example.com: %w", &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)})
@@ -322,21 +317,17 @@ func TestReasons(t *testing.T) {
 		socks  byte
 		status int
 	}{
-		{targetError("refused"), 5, 502},
-		{targetError("unreachable"), 4, 502},
-		{targetError("timeout"), 6, 504},
-		{targetError("name"), 4, 502},
-		{fmt.Errorf("dial: %w", targetError("forbidden")), 2, 403},
-		{targetError("busy"), 1, 503},
-		{targetError("something new"), 1, 502},
+		{&tunnel.TargetError{Reason: tunnel.ReasonRefused}, 5, 502},
+		{&tunnel.TargetError{Reason: tunnel.ReasonUnreachable}, 4, 502},
+		{&tunnel.TargetError{Reason: tunnel.ReasonTimeout}, 6, 504},
+		{&tunnel.TargetError{Reason: tunnel.ReasonName}, 4, 502},
+		{fmt.Errorf("dial: %w", &tunnel.TargetError{Reason: tunnel.ReasonForbidden}), 2, 403},
+		{&tunnel.TargetError{Reason: tunnel.ReasonBusy}, 1, 503},
+		{&tunnel.TargetError{Reason: "something new"}, 1, 502},
 		{dial(syscall.ECONNREFUSED), 5, 502},
-		{dial(errNetworkUnreachable), 3, 502},
-		{dial(errHostUnreachable), 4, 502},
-		{dial(syscall.ETIMEDOUT), 6, 504},
 		{tunnel.ErrTimeout, 6, 504},
 		{context.DeadlineExceeded, 6, 504},
 		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", IsNotFound: true}}, 4, 502},
-		{&net.DNSError{Err: "i/o timeout", IsTimeout: true}, 6, 504},
 		{errors.New("tls handshake"), 1, 502},
 	} {
 		t.Run(test.err.Error(), func(t *testing.T) {
@@ -344,7 +335,7 @@ func TestReasons(t *testing.T) {
 				t.Errorf("socks5: got %q, want reply %d", heard, test.socks)
 			}
 			heard := refusedWith(t, "CONNECT a.example:1 HTTP/1.1\r\nHost: a\r\n\r\n", test.err)
-			if !strings.HasPrefix(heard, fmt.Sprintf("HTTP/1.1 %d ", test.status)) || !strings.Contains(heard, "a.example:1: ") || strings.Contains(heard, "edge") {
+			if !strings.HasPrefix(heard, fmt.Sprintf("HTTP/1.1 %d ", test.status)) || !strings.Contains(heard, "a.example:1: ") || strings.Contains(heard, "edge.example") {
 				t.Errorf("http: got %q, want %d, the target, and nothing of the edge", heard, test.status)
 			}
 		})
@@ -387,6 +378,42 @@ func TestTunnelIsBare(t *testing.T) {
 	}
 }
 
+func TestLogSaysWhatToSet(t *testing.T) {
+	for sent, want := range map[string]string{
+		"\x04\x01\x00\x50\xc0\x00\x02\x01\x00": "socks5h://",
+		"\x16\x03\x01\x02\x00\x01\x00":         "not with https://",
+		"\x05\x01\x02\x01\x03ann\x03p:x":       "the user and the password",
+		"GET / HTTP/1.1\r\nHost: a\r\n\r\n":    "", // of web pages, as many as they like
+	} {
+		var log bytes.Buffer
+		program, results := serve(t, &Layer{User: "ann", Password: "p:w", Log: slog.New(slog.NewTextHandler(&log, nil))}, asItIs)
+		io.WriteString(program, sent)
+		program.CloseWrite()
+		<-results
+		line := log.String()
+		if (line == "") != (want == "") || !strings.Contains(line, want) || strings.Contains(line, "p:x") {
+			t.Errorf("%q: logged %q, want %q, and no password", sent, line, want)
+		}
+	}
+}
+
+// Whoever was told that the other end is there, and then it is not, must not take that for an end.
+func TestNoTunnelAfterAllIsAReset(t *testing.T) {
+	program, results := serve(t, open, asItIs)
+	io.WriteString(program, socksName("a", 1))
+	r := <-results
+	if _, err := r.conn.(tunnel.Answering).Answer(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.conn.(interface{ SetLinger(int) error }).SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	r.conn.Close()
+	if _, err := program.heard.Wait(); !tunnel.IsReset(err) {
+		t.Errorf("the program reads %v, not a reset", err)
+	}
+}
+
 func TestClientIsUnsupported(t *testing.T) {
 	if _, err := open.Client(context.Background(), nil); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("got %v", err)
@@ -417,8 +444,8 @@ func FuzzServer(f *testing.F) {
 		if err != nil || port == "0" || host == "" || len(host) > maxHost || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			t.Errorf("target %q: %v", info.Target, err)
 		}
-		if network, name, err := tunnel.ParseAddress(info.Target); network != "tcp" || name != info.Target || err != nil {
-			t.Errorf("target %q is dialed as %s %q, %v", info.Target, network, name, err)
+		if !tunnel.IsTarget(info.Target) {
+			t.Errorf("no edge takes the target %q", info.Target)
 		}
 		stream, err := c.(tunnel.Answering).Answer(nil)
 		if err != nil {

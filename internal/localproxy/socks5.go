@@ -29,7 +29,6 @@ const (
 	replySucceeded   = 0
 	replyFailure     = 1
 	replyForbidden   = 2
-	replyNetwork     = 3
 	replyHost        = 4
 	replyRefused     = 5
 	replyExpired     = 6
