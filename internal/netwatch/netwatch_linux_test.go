@@ -213,10 +213,11 @@ func (m *machine) setUp() {
 	}
 }
 
-// wait is over when the machine has looked twice: one more time than it takes to see what is done.
+// wait is over when what has been done is told. One who polls sees it, and sees it settled; the look after
+// that comes when it has been told.
 func (m *machine) wait() {
 	m.t.Helper()
-	for range 2 {
+	for range 3 {
 		before := m.looks()
 		m.ip("route add 198.51.100.0/24 dev lo", "route del 198.51.100.0/24") // an event
 		for end := time.Now().Add(patience); m.looks() == before; time.Sleep(20 * time.Millisecond) {
