@@ -18,11 +18,10 @@ const maxSaid = 64 << 10
 // of what the program has said has been delivered then, and it is said again.
 func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
 	visit := ctx.Value(visitKey{}).(*visit)
-	limit := max(l.Wait, l.Timeout)
-	if l.Wait <= 0 {
-		limit = 0
+	var deadline time.Time
+	if l.Wait > 0 {
+		deadline = time.Now().Add(max(l.Wait, l.timeout()))
 	}
-	deadline := time.Now().Add(limit)
 	said := &said{local: local, listens: info.Target == ""}
 	for {
 		r := l.pool.take()
@@ -62,11 +61,7 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	}
 	cut := context.AfterFunc(ctx, func() { r.conn.SetDeadline(past) })
 	defer cut()
-	limit := l.Timeout
-	if limit <= 0 {
-		limit = 10 * time.Second
-	}
-	late := time.AfterFunc(limit, func() { r.conn.SetDeadline(past) })
+	late := time.AfterFunc(l.timeout(), func() { r.conn.SetDeadline(past) })
 	defer late.Stop()
 	if r.waits {
 		if err := tunnel.Take(r.conn, target); err != nil {
