@@ -104,7 +104,6 @@ func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, targe
 			limit = max(time.Until(deadline), lastAttempt)
 		}
 		r, err := l.attempt(ctx, limit, wait, target)
-		l.outage.tell(ctx, err)
 		if err == nil {
 			return r, nil
 		}
@@ -118,7 +117,15 @@ func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, targe
 const lastAttempt = time.Second
 
 // attempt tries once to make a connection to the edge, for limit or Timeout, whichever is shorter.
-func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
+func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, target string) (r *ready, err error) {
+	err = l.outage.try(ctx, func(ctx context.Context) (err error) {
+		r, err = l.dial(ctx, limit, wait, target)
+		return err
+	})
+	return r, err
+}
+
+func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, min(limit, l.timeout()), tunnel.ErrTimeout)
 	defer cancel()
 	bare, err := l.Dialer.Dial(ctx, l.Remote)

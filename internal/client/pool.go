@@ -157,7 +157,6 @@ func (p *pool) fill(ctx context.Context, missing int) bool {
 
 func (p *pool) add(ctx context.Context) bool {
 	r, err := p.link.attempt(ctx, p.link.timeout(), true, "")
-	p.link.outage.tell(ctx, err)
 	if err != nil {
 		return false
 	}
