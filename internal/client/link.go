@@ -20,6 +20,7 @@ type link struct {
 	pool      pool
 	stats     stats
 	proof     proof
+	silence   silence
 	knocker   *tunnel.Dialer // of attempts that only look whether the edge can be reached
 
 	mu   sync.Mutex
@@ -35,7 +36,7 @@ func newLink(c *Client, t *Tunnel) *link {
 	l.knocker = &knocker
 	l.forwarder = &tunnel.Forwarder{
 		Accept: t.Accept, Open: l.open, Opened: l.stats.opened,
-		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Log: l.log(), Level: slog.LevelDebug,
+		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Quiet: l.isTold, Log: l.log(), Level: slog.LevelDebug,
 	}
 	if c.Quiet {
 		l.forwarder.Log = nil

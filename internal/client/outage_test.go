@@ -313,3 +313,31 @@ func TestProgramGoes(t *testing.T) {
 		log.lines(t, 1, 1)
 	})
 }
+
+// Of what the network has ended the log has one line, and none while it knows of an outage.
+func TestOneLineForMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, _ := newOutage(time.Minute)
+		l := o.link
+		if l.isTold(errDown) || l.isTold(ErrForgotten) {
+			t.Error("the first is told already")
+		}
+		for _, err := range []error{ErrForgotten, ErrMoved, fmt.Errorf("read: %w", tunnel.ErrTimeout)} {
+			if !l.isTold(err) {
+				t.Errorf("%v is not told", err)
+			}
+		}
+		if l.isTold(errDown) {
+			t.Error("what has another reason is not told")
+		}
+		time.Sleep(silenceTime)
+		if l.isTold(ErrMoved) {
+			t.Error("after a while it is news")
+		}
+		time.Sleep(silenceTime)
+		o.try(t.Context(), func(context.Context) error { return errDown })
+		if !l.isTold(ErrMoved) {
+			t.Error("in an outage it is not told")
+		}
+	})
+}
