@@ -198,7 +198,7 @@ func TestDialTriesAllAddresses(t *testing.T) {
 	} {
 		var server nameServer
 		server.set(addresses...)
-		c, err := (&Dialer{resolver: resolverFor(t, &server)}).Dial(t.Context(), "edge.test:"+port)
+		c, err := (&Dialer{Resolver: resolverFor(t, &server)}).Dial(t.Context(), "edge.test:"+port)
 		if err != nil {
 			t.Errorf("%v: %v", addresses, err)
 			continue
@@ -214,7 +214,7 @@ func TestDialLooksUpNamesEachTime(t *testing.T) {
 	_, port, _ := net.SplitHostPort(target)
 	var server nameServer
 	server.set("127.0.0.9")
-	d := Dialer{resolver: resolverFor(t, &server)}
+	d := Dialer{Resolver: resolverFor(t, &server)}
 
 	if c, err := d.Dial(t.Context(), "edge.test:"+port); !errors.Is(err, errRefused) {
 		t.Fatalf("got %v, %v, want ECONNREFUSED", c, err)
