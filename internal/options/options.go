@@ -10,6 +10,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"raimon/internal/resolve"
 )
 
 // Side says for which of the two binaries an option string is meant.
@@ -71,7 +73,8 @@ type Options struct {
 	DNS      string // DNS-01 provider
 	OnDemand string // URL or command
 
-	Proxy      string // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
+	Proxy      string          // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
+	Resolver   *resolve.Server // client: nil: the system's
 	FastOpen   bool
 	Fwmark     uint32 // zero: none
 	AndroidVPN bool
