@@ -23,6 +23,7 @@ type names struct {
 	addresses []netip.Addr
 	err       error         // in place of answers
 	hang      chan struct{} // not nil: no answer before it is closed
+	hangs     string        // the network that hangs; empty: both
 }
 
 func namesOf(addresses ...string) *names {
@@ -64,6 +65,9 @@ func (n *names) LookupNetIP(ctx context.Context, network, host string) ([]netip.
 	n.asked.Add(1)
 	n.mu.Lock()
 	hang := n.hang
+	if n.hangs != "" && n.hangs != network {
+		hang = nil
+	}
 	n.mu.Unlock()
 	if hang != nil {
 		select {
@@ -151,6 +155,9 @@ func TestRaceFollowsWhatWorks(t *testing.T) {
 	if ip, took := dialedIP(t, d, address); ip != "127.0.0.3" || took > attemptDelay {
 		t.Errorf("the first is gone: %s after %v", ip, took)
 	}
+	if addresses, _ := d.memory.of(address); len(addresses) != 1 {
+		t.Errorf("remembers %v, want only what works", addresses)
+	}
 	accepting(t, "127.0.0.2", port)
 	if ip, _ := dialedIP(t, d, address); ip != "127.0.0.3" {
 		t.Errorf("the first is back: %s, want what worked last", ip)
@@ -161,6 +168,35 @@ func TestRaceFollowsWhatWorks(t *testing.T) {
 	d.Forget()
 	if ip, _ := dialedIP(t, d, address); ip != "127.0.0.2" {
 		t.Errorf("all is forgotten: %s, want the first", ip)
+	}
+}
+
+// A name server that has no answer for one version does not keep the other waiting, and what worked last
+// time does not lose because its lookup is a little slower.
+func TestRaceWaitsForTheBetterAnswer(t *testing.T) {
+	leavesNothing(t)
+	needIPv6(t)
+	port := accepting(t, "127.0.0.1", "0")
+	address := "edge.test:" + port
+	resolver := namesOf("::1", "127.0.0.1")
+	resolver.hangs = "ip6"
+	release := resolver.stall()
+	d := &Dialer{Resolver: resolver}
+	if ip, took := dialedIP(t, d, address); ip != "127.0.0.1" || took < resolutionDelay || took > attemptDelay {
+		t.Errorf("no answer for IPv6: %s after %v, want 127.0.0.1 after %v", ip, took, resolutionDelay)
+	}
+	release()
+
+	accepting(t, "::1", port)
+	resolver.hangs = "ip4"
+	release = resolver.stall()
+	time.AfterFunc(resolutionDelay/5, release)
+	if ip, took := dialedIP(t, d, address); ip != "127.0.0.1" || took > attemptDelay {
+		t.Errorf("a slower answer for what worked: %s after %v, want 127.0.0.1", ip, took)
+	}
+	d.Forget()
+	if ip, _ := dialedIP(t, d, address); ip != "::1" {
+		t.Errorf("nothing is remembered: %s, want ::1", ip)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -133,13 +134,25 @@ func TestKeptConnectionIsSilent(t *testing.T) {
 				}
 				return answerTo(t, query)
 			}, nil)
+			before := transportOf(r)
 			begin := time.Now()
 			got, err := r.LookupNetIP(t.Context(), "ip4", "v4.test")
+			if way == overHTTPS && transportOf(r) == before {
+				t.Error("the connection that was silent is still in use")
+			}
 			if took := time.Since(begin); err != nil || len(got) != 1 || took < keptTime || took > 2*keptTime {
 				t.Errorf("got %v, %v after %v, want an answer after %v", got, err, took, keptTime)
 			}
 		})
 	}
+}
+
+func transportOf(r *Resolver) *http.Transport {
+	w, ok := r.asker.(*web)
+	if !ok {
+		return nil
+	}
+	return w.transport()
 }
 
 // Whatever comes back, there is an error, or an answer to this question, in time.
@@ -245,8 +258,22 @@ func TestCancelled(t *testing.T) {
 			if err := <-ended; !errors.Is(err, context.Canceled) || time.Since(begin) > time.Second {
 				t.Errorf("got %v after %v, want it cancelled at once", err, time.Since(begin))
 			}
+			if way == overUDP && !endsSoon("dnsPacketRoundTrip") {
+				t.Error("package net still waits for the answer")
+			}
 		})
 	}
+}
+
+// endsSoon waits for the end of each goroutine that has function in its stack.
+func endsSoon(function string) bool {
+	stacks := make([]byte, 1<<20)
+	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(function)) {
+			return true
+		}
+	}
+	return false
 }
 
 func TestTimeout(t *testing.T) {
