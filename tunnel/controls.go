@@ -82,7 +82,7 @@ func (f *frames) sendOwed() {
 
 // hangUp ends the connection with a Close frame in place of a reset, unless a frame is under way
 // that does not get finished.
-func (f *frames) hangUp(code ws.StatusCode) {
+func (f *frames) hangUp(code ws.StatusCode, reason string) {
 	for range 20 {
 		if f.writing.TryLock() {
 			defer f.writing.Unlock()
@@ -90,7 +90,7 @@ func (f *frames) hangUp(code ws.StatusCode) {
 				return
 			}
 			f.Conn.SetWriteDeadline(time.Now().Add(time.Second))
-			if f.writeSmall(ws.OpClose, ws.NewCloseFrameBody(code, "")) == nil && f.Conn.CloseWrite() == nil {
+			if f.writeSmall(ws.OpClose, ws.NewCloseFrameBody(code, reason)) == nil && f.Conn.CloseWrite() == nil {
 				f.hungUp.Store(true)
 			}
 			return
@@ -102,20 +102,31 @@ func (f *frames) hangUp(code ws.StatusCode) {
 // keepAlive sends a Ping after every interval of silence until stop, which waits for all that was
 // still being sent.
 func (f *frames) keepAlive() (stop func()) {
+	f.startPings()
+	return func() {
+		f.stopPings()
+		f.mu.Lock()
+		f.stopped = true
+		f.mu.Unlock()
+		f.Conn.SetWriteDeadline(past)
+		f.busy.Wait()
+	}
+}
+
+func (f *frames) startPings() {
 	if f.interval > 0 {
 		f.mu.Lock()
 		f.timer = time.AfterFunc(f.interval, f.beat)
 		f.mu.Unlock()
 	}
-	return func() {
-		f.mu.Lock()
-		f.stopped = true
-		if f.timer != nil {
-			f.timer.Stop()
-		}
-		f.mu.Unlock()
-		f.Conn.SetWriteDeadline(past)
-		f.busy.Wait()
+}
+
+func (f *frames) stopPings() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.timer != nil {
+		f.timer.Stop()
+		f.timer = nil
 	}
 }
 
@@ -142,7 +153,7 @@ func (f *frames) beat() {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.stopped {
+	if f.timer != nil {
 		f.timer.Reset(next)
 	}
 }

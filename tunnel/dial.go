@@ -73,11 +73,11 @@ func (d *Dialer) Dial(ctx context.Context, address string) (Conn, error) {
 	return d.throughProxy(ctx, via, name)
 }
 
-// Forget drops what worked earlier, and asks again where an answer of the resolver is still awaited. Call
-// it when the network has changed: what worked in the old one need not be tried first in the new.
-// Connections that are there stay.
+// Forget is to be called when the network has changed: what worked in the old one is not tried first in the
+// new one, but still when lookups fail; where an answer of the resolver is awaited, it is asked again, and it
+// gives up connections that it has kept. Connections that were dialed stay.
 func (d *Dialer) Forget() {
-	d.memory.forget()
+	d.memory.outdate()
 	if r, ok := d.Resolver.(interface{ Forget() }); ok {
 		r.Forget()
 	}

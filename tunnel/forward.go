@@ -26,6 +26,10 @@ type Forwarder struct {
 	Dial func(ctx context.Context, info *Info) (Conn, error)
 	// Connect is the transport spoken on the dialed connection; empty is plain tcp.
 	Connect Transport
+	// Open, where it is not nil, takes the place of Dial and Connect: it gives accepted its other end, which the
+	// session closes. Time limits are its own; ctx ends when nothing new is to begin. What it has carried already
+	// it adds to info.Sent. An error in a Told is not worth more than a line for debugging.
+	Open func(ctx context.Context, accepted Conn, info *Info) (Conn, error)
 
 	// Timeout limits handshakes and dial together. Zero means 10 seconds; negative means no limit.
 	Timeout time.Duration
@@ -35,10 +39,15 @@ type Forwarder struct {
 	// Drain is how long open tunnels may go on after Serve's context has ended.
 	// Zero means 10 seconds; negative means not at all.
 	Drain time.Duration
+	// Until ends connections that wait (WebSocket.Wait) and have not been taken: what was agreed with them then holds no longer.
+	// Nil: Draining alone does.
+	Until context.Context
 	// Opened is told of each tunnel when both of its ends are there. It must not block. Nil is not told.
 	Opened func(*Session)
 	// Hint says what a user can do about an error of a tunnel, for the log. Nil says nothing.
 	Hint func(error) string
+	// Reason says in one word, for the log, why a connection that Accept has refused became no tunnel. Nil: EndReason does.
+	Reason func(info *Info, err error) string
 	// Log takes one line for each connection. Nil discards them.
 	Log *slog.Logger
 	// Level is the level of the line about a tunnel that went well; zero is slog.LevelInfo.
@@ -142,7 +151,7 @@ type Session struct {
 // Info is what is known of the connection. It is complete, and no longer changes, once the tunnel is open.
 func (s *Session) Info() *Info { return &s.info }
 
-// Begin is when the connection was accepted.
+// Begin is when the connection was accepted or, if it has waited, taken.
 func (s *Session) Begin() time.Time { return s.begin }
 
 // Open tells whether the tunnel has come about.
@@ -153,7 +162,7 @@ func (s *Session) Sent() int64 {
 	if s.relay == nil {
 		return 0
 	}
-	return s.relay.forth.moved.Load()
+	return s.info.Sent + s.relay.forth.moved.Load()
 }
 
 // Received is how many bytes have come back for the client.
@@ -170,11 +179,46 @@ func (f *Forwarder) session(ctx, draining context.Context, c Conn, ended func(*S
 	return s
 }
 
-// open makes the tunnel and leaves it to its relay, whose end closes it. Handshakes make a stack grow;
-// the goroutine that called has no further use for its own.
+// open accepts the connection and leads to a tunnel, or to its wait for one.
 func (s *Session) open() {
-	a, b, err := s.handshakes()
+	limited, cancel := s.f.limit(s.ctx, &s.info)
+	accepted, err := s.f.Accept.Server(limited, s.accepted, &s.info)
 	if err != nil {
+		cancel()
+		s.close(strayError{err})
+		return
+	}
+	if f, ok := accepted.(*frames); ok && f.wait {
+		cancel()
+		go s.wait(f) // handshakes make a stack grow, and this may take long
+		return
+	}
+	s.connect(limited, cancel, accepted)
+}
+
+// wait is the life of a connection until its client wants a tunnel, if it ever does.
+func (s *Session) wait(f *frames) {
+	target, err := f.awaitDial(s.draining, s.f.Until)
+	if err != nil {
+		release(f)
+		s.close(strayError{err})
+		return
+	}
+	s.begin = time.Now()
+	if target != "" {
+		s.info.Target = target
+	}
+	limited, cancel := s.f.limit(s.ctx, &s.info)
+	s.connect(limited, cancel, f)
+}
+
+// connect makes the tunnel and leaves it to its relay, whose end closes it. Handshakes make a stack grow;
+// the goroutine that called has no further use for its own.
+func (s *Session) connect(limited context.Context, cancel func(), accepted Conn) {
+	a, b, err := s.handshakes(limited, accepted)
+	cancel()
+	if err != nil {
+		release(accepted)
 		s.close(err)
 		return
 	}
@@ -194,64 +238,131 @@ func (s *Session) close(err error) {
 	s.ended(s, err)
 }
 
-// handshakes make the two ends of the tunnel.
-func (s *Session) handshakes() (accepted, dialed Conn, err error) {
+// handshakes make the two ends of the tunnel, of which the accepted one is there.
+func (s *Session) handshakes(limited context.Context, accepted Conn) (a, dialed Conn, err error) {
 	info := &s.info
-	limited, cancel := s.f.limit(s.ctx, info)
-	defer cancel()
-	accepted, err = s.f.Accept.Server(limited, s.accepted, info)
-	if err != nil {
-		return nil, nil, strayError{err}
+	dialed, err = s.dial(limited, accepted)
+	if err == nil && limited.Err() != nil {
+		err = context.Cause(limited)
 	}
-	defer func() {
-		if err != nil {
-			release(accepted)
-		}
-	}()
-	bare, err := s.f.Dial(limited, info)
 	if err != nil {
-		refuse(accepted)
-		return nil, nil, unreachedError{withCause(limited, err)}
+		err = withCause(limited, err)
+		refuse(accepted, err)
+		return nil, nil, unreachedError{err}
 	}
-	s.dialed = bare
-	dialed, err = s.f.Connect.Client(limited, bare)
-	if err != nil {
-		refuse(accepted)
-		return nil, nil, unreachedError{withCause(limited, err)}
-	}
+	a, err = answer(limited, accepted)
 	info.stopLimit()
-	if limited.Err() != nil {
-		refuse(accepted)
-		return nil, nil, context.Cause(limited)
+	if err == nil && limited.Err() != nil {
+		err = context.Cause(limited)
+	}
+	if err != nil {
+		reset(accepted)
+		release(dialed)
+		return nil, nil, err
 	}
 	info.TLS, info.limit, info.draining = nil, nil, nil // have served their purpose, and are large
-	return accepted, dialed, nil
+	return a, dialed, nil
+}
+
+// dial reaches the other side.
+func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
+	if f, ok := accepted.(*frames); ok && s.info.Target != "" && !f.chooses {
+		return nil, &TargetError{Reason: ReasonForbidden, Err: errors.New("no client may choose its target here")}
+	}
+	if s.f.Open != nil {
+		return s.openOwn(accepted)
+	}
+	bare, err := s.f.Dial(ctx, &s.info)
+	if err != nil {
+		return nil, err
+	}
+	s.dialed = bare
+	dialed, err := s.f.Connect.Client(ctx, bare)
+	if err != nil {
+		return nil, err
+	}
+	if err := begin(ctx, dialed); err != nil {
+		release(dialed)
+		return nil, err
+	}
+	return dialed, nil
+}
+
+// openOwn has Forwarder.Open reach the other side.
+func (s *Session) openOwn(accepted Conn) (Conn, error) {
+	s.info.stopLimit()
+	ctx, stop := s.info.UntilDraining(s.ctx)
+	defer stop()
+	c, err := s.f.Open(ctx, accepted, &s.info)
+	s.dialed = c
+	return c, err
+}
+
+// answer tells the accepted side that the other one is there, if it waits for that.
+func answer(ctx context.Context, accepted Conn) (c Conn, err error) {
+	waiting, ok := accepted.(Answering)
+	if !ok {
+		return accepted, nil
+	}
+	err = interruptible(ctx, accepted, func() (err error) {
+		c, err = waiting.Answer(nil)
+		return err
+	})
+	return c, err
 }
 
 // tell leaves the one line that tells what became of the connection.
 func (s *Session) tell(err error) {
 	log := s.f.log()
-	if err == nil && !log.Enabled(context.Background(), s.f.Level) {
+	level, message := s.verdict(err)
+	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	sent, received := s.Sent(), s.Received()
 	log = log.With("client", addrString(s.info.Client))
 	if s.info.ServerName != "" {
 		log = log.With("sni", s.info.ServerName)
 	}
 	log = log.With(s.info.Attrs...)
-	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(s.begin).Round(time.Millisecond).String())
+	if s.info.Target != "" {
+		log = log.With("target", s.info.Target)
+	}
+	reason := slog.String("reason", s.reason(err))
+	traffic := slog.Group("", "sent", s.Sent(), "received", s.Received(), "duration", time.Since(s.begin).Round(time.Millisecond).String(), reason)
+	switch message {
+	case tunnelClosed:
+		log.Log(context.Background(), level, message, traffic)
+	case noTunnel:
+		if !isTold(err) {
+			traffic = reason
+		}
+		log.Log(context.Background(), level, message, "error", err, traffic)
+	case tunnelReset:
+		log.Log(context.Background(), level, message, "error", err, traffic)
+	default:
+		log.Log(context.Background(), level, message, "error", err, s.f.hint(err), traffic)
+	}
+}
+
+// What is said of connections that have ended.
+const (
+	tunnelClosed = "tunnel closed"
+	tunnelReset  = "tunnel reset"
+	tunnelFailed = "tunnel failed"
+	noTunnel     = "no tunnel"
+)
+
+// verdict is what there is to say when the session has ended with err, and how loud.
+func (s *Session) verdict(err error) (slog.Level, string) {
 	switch {
 	case err == nil:
-		log.Log(context.Background(), s.f.Level, "tunnel closed", traffic)
-	case isStray(err) || sent+received == 0 && hasLeft(s.accepted):
+		return s.f.Level, tunnelClosed
+	case isStray(err) || s.Sent()+s.Received() == 0 && hasLeft(s.accepted), isTold(err):
 		// Whoever probes a port is gone before there is anything to say.
-		log.Debug("no tunnel", "error", err)
+		return slog.LevelDebug, noTunnel
 	case IsReset(err) && !isUnreached(err):
-		log.Log(context.Background(), s.f.Level, "tunnel reset", "error", err, traffic) // programs do that all the time
-	default:
-		log.Warn("tunnel failed", "error", err, s.f.hint(err), traffic)
+		return s.f.Level, tunnelReset // programs do that all the time
 	}
+	return slog.LevelWarn, tunnelFailed
 }
 
 // limit bounds handshakes and dial; the layers may start it anew through info.
@@ -268,19 +379,19 @@ func (f *Forwarder) limit(ctx context.Context, info *Info) (context.Context, fun
 	}
 }
 
-// refuse ends an accepted connection for which there is nobody on the other side.
-func refuse(accepted Conn) {
-	if w, ok := accepted.(*frames); ok && w.peer == peerRaimon {
-		w.hangUp(statusBadGateway)
+// refuse ends an accepted connection for which there is nobody on the other side, because of err.
+func refuse(accepted Conn, err error) {
+	if waiting, ok := accepted.(Answering); ok {
+		if _, failed := waiting.Answer(err); failed == nil {
+			return
+		}
 	}
-	if !hasHungUp(accepted) {
-		reset(accepted)
-	}
+	reset(accepted)
 }
 
 // withCause prefers the reason for which ctx ended to what that led to.
 func withCause(ctx context.Context, err error) error {
-	if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
 	}
 	return err
@@ -294,6 +405,17 @@ func (e strayError) Unwrap() error { return e.error }
 func isStray(err error) bool {
 	var s strayError
 	return errors.As(err, &s)
+}
+
+// Told is an error of Forwarder.Open that the log knows of already, as one of many that have the same cause.
+type Told struct{ Err error }
+
+func (e Told) Error() string { return e.Err.Error() }
+func (e Told) Unwrap() error { return e.Err }
+
+func isTold(err error) bool {
+	var t Told
+	return errors.As(err, &t)
 }
 
 // unreachedError says that there was nobody to carry a tunnel to. A reset is no everyday event then.

@@ -56,7 +56,7 @@ type CloseError struct {
 
 func (e *CloseError) Error() string {
 	if e.Code == int(statusBadGateway) {
-		return "the edge could not reach its target (close 1014)"
+		return fmt.Sprintf("the edge could not reach its target: %s (close 1014)", phrases[knownReason(e.Reason)])
 	}
 	if e.Reason == "" {
 		return fmt.Sprintf("peer closed the WebSocket (close %d)", e.Code)
@@ -70,8 +70,13 @@ func (e *CloseError) Error() string {
 type frames struct {
 	Conn
 	client bool
-	mask   Mask
-	peer   peerKind
+	// Agreed in the handshake: the edge waits to be told to dial; it says when its target is there; and it has not heard
+	// which target the client has chosen.
+	wait, open, unheard bool
+	chooses             bool // an edge: its clients may choose their target
+
+	mask Mask
+	peer peerKind
 
 	reading sync.Mutex
 	frameReader

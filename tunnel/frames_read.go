@@ -28,6 +28,7 @@ type frameReader struct {
 	floodHead int       // size of the last header if its frame was one of a flood, else 0
 	text      bool      // the message is text
 	nonEmpty  bool      // the message has payload
+	isOpen    bool      // the edge has said that its target is there
 
 	body []byte // of the control frame that is being read
 
@@ -163,13 +164,8 @@ func (f *frames) parse(p []byte) (out int) {
 			i += f.takeHeader(p[i:])
 			continue
 		}
-		chunk := p[i : i+int(min(int64(len(p)-i), f.left))]
+		chunk := f.chunk(p[i:])
 		i += len(chunk)
-		f.left -= int64(len(chunk))
-		if f.header.Masked && f.header.Mask != [4]byte{} {
-			ws.Cipher(chunk, f.header.Mask, f.offset)
-			f.offset = (f.offset + len(chunk)) & 3
-		}
 		if f.header.OpCode.IsControl() {
 			f.body = append(f.body, chunk...)
 		} else {
@@ -183,6 +179,17 @@ func (f *frames) parse(p []byte) (out int) {
 		f.pending = append(bytes.Clone(p[i:]), f.pending...)
 	}
 	return out
+}
+
+// chunk is how much of the frame p begins with, unmasked.
+func (f *frames) chunk(p []byte) []byte {
+	p = p[:min(int64(len(p)), f.left)]
+	f.left -= int64(len(p))
+	if f.header.Masked && f.header.Mask != [4]byte{} {
+		ws.Cipher(p, f.header.Mask, f.offset)
+		f.offset = (f.offset + len(p)) & 3
+	}
+	return p
 }
 
 // takeHeader takes bytes of a header from p and says how many.
@@ -308,7 +315,7 @@ func registeredLater(code ws.StatusCode) bool { return code >= 1012 && code <= s
 // violation ends the connection with Close 1002 (RFC 6455, section 7.4.1).
 func (f *frames) violation(err error) {
 	f.readErr = fmt.Errorf("websocket: %w", err)
-	f.hangUp(ws.StatusProtocolError)
+	f.hangUp(ws.StatusProtocolError, "")
 }
 
 // linger reads on behind the end of the stream, so that Pings are answered, until the peer closes.

@@ -23,6 +23,7 @@ type frameWriter struct {
 	deadline  atomic.Int64           // Unix nanoseconds; 0: none
 
 	saidEnd   atomic.Bool
+	taken     atomic.Bool // the edge, which waited, was told to dial
 	saidClose atomic.Bool
 	written   atomic.Int64 // data frames
 	lastWrite atomic.Int64 // when data was last written, Unix nanoseconds
@@ -172,7 +173,7 @@ func (f *frames) putHeader(place []byte, h ws.Header) {
 	f.place.b = nil // it would keep a whole buffer alive
 }
 
-// writeSmall writes a frame of at most 125 bytes in one write. The caller holds writing.
+// writeSmall writes a small frame in one write. The caller holds writing.
 func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
 	if f.owed > 0 || len(f.unsent) > 0 {
 		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
@@ -181,7 +182,7 @@ func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
 	return err
 }
 
-// appendSmall appends a frame of at most 125 bytes.
+// appendSmall appends a small frame.
 func (f *frames) appendSmall(to []byte, op ws.OpCode, body []byte) []byte {
 	h := f.nextHeader(op, len(body))
 	begin := len(to)

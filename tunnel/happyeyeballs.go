@@ -59,6 +59,7 @@ type race struct {
 	port    uint16
 
 	remembered []netip.Addr // these worked earlier, the latest first
+	current    bool         // they go first: the network is the same
 	vouched    bool         // the first of them did so a moment ago
 
 	lookups  chan found
@@ -108,9 +109,8 @@ func (d *Dialer) race(ctx context.Context, host string, port uint16) (Conn, erro
 	defer r.all.Wait()
 	defer cancel()
 	defer r.pace.Stop()
-	var proven time.Time
-	r.remembered, proven = d.memory.of(r.address)
-	r.vouched = time.Since(proven) < fastOpenTrust
+	known := d.memory.of(r.address)
+	r.remembered, r.current, r.vouched = known.addresses, known.current, time.Since(known.proven) < fastOpenTrust
 	r.lookUp(ctx, host, ipv6)
 	r.lookUp(ctx, host, ipv4)
 	return r.run(ctx)
@@ -177,7 +177,7 @@ func (r *race) take(f found) {
 		r.tellDistrust(f.err)
 	}
 	for _, a := range r.remembered {
-		if nothing || failed && versionOf(a) == f.version || slices.Contains(r.found[f.version], a) {
+		if nothing || failed && versionOf(a) == f.version || r.current && slices.Contains(r.found[f.version], a) {
 			r.trust(a)
 		}
 	}
@@ -193,7 +193,7 @@ func (r *race) take(f found) {
 
 // preferred is the IP version that worked last time, or IPv6.
 func (r *race) preferred() ipVersion {
-	if len(r.remembered) > 0 {
+	if r.current {
 		return versionOf(r.remembered[0])
 	}
 	return ipv6

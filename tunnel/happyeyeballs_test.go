@@ -131,7 +131,7 @@ func TestRaceRefused(t *testing.T) {
 	if ip != "127.0.0.1" || took > attemptDelay {
 		t.Errorf("connected to %s after %v, want 127.0.0.1 at once", ip, took)
 	}
-	if addresses, _ := d.memory.of("edge.test:" + port); len(addresses) != 1 || addresses[0] != netip.MustParseAddr("127.0.0.1") {
+	if addresses := d.memory.of("edge.test:" + port).addresses; len(addresses) != 1 || addresses[0] != netip.MustParseAddr("127.0.0.1") {
 		t.Errorf("remembers %v, want 127.0.0.1 alone", addresses)
 	}
 }
@@ -145,7 +145,8 @@ func TestRaceFollowsWhatWorks(t *testing.T) {
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	accepting(t, "127.0.0.3", port)
-	d := &Dialer{Resolver: namesOf("127.0.0.2", "127.0.0.3")}
+	resolver := namesOf("127.0.0.2", "127.0.0.3")
+	d := &Dialer{Resolver: resolver}
 	address := "edge.test:" + port
 
 	if ip, _ := dialedIP(t, d, address); ip != "127.0.0.2" {
@@ -155,7 +156,7 @@ func TestRaceFollowsWhatWorks(t *testing.T) {
 	if ip, took := dialedIP(t, d, address); ip != "127.0.0.3" || took > attemptDelay {
 		t.Errorf("the first is gone: %s after %v", ip, took)
 	}
-	if addresses, _ := d.memory.of(address); len(addresses) != 1 {
+	if addresses := d.memory.of(address).addresses; len(addresses) != 1 {
 		t.Errorf("remembers %v, want only what works", addresses)
 	}
 	accepting(t, "127.0.0.2", port)
@@ -167,7 +168,12 @@ func TestRaceFollowsWhatWorks(t *testing.T) {
 	}
 	d.Forget()
 	if ip, _ := dialedIP(t, d, address); ip != "127.0.0.2" {
-		t.Errorf("all is forgotten: %s, want the first", ip)
+		t.Errorf("the network has changed: %s, want the first", ip)
+	}
+	d.Forget()
+	resolver.fail(&net.DNSError{Err: "server misbehaving", IsTemporary: true})
+	if ip, _ := dialedIP(t, d, address); ip != "127.0.0.2" {
+		t.Errorf("the network has changed and has no name server yet: %s, want what worked last", ip)
 	}
 }
 
@@ -384,15 +390,16 @@ func TestMemoryIsBounded(t *testing.T) {
 	if len(m.names) != maxRememberedNames {
 		t.Errorf("%d names, want %d", len(m.names), maxRememberedNames)
 	}
-	addresses, proven := m.of("10.0.0.0")
+	known := m.of("10.0.0.0")
+	addresses, proven := known.addresses, known.proven
 	if len(addresses) != maxRememberedAddresses || addresses[0] != netip.AddrFrom4([4]byte{10, 1, 0, 3*maxRememberedAddresses - 1}) || proven.IsZero() {
 		t.Errorf("got %v, %v", addresses, proven)
 	}
 	m.failed("10.0.0.0", addresses[0])
-	if rest, proven := m.of("10.0.0.0"); len(rest) != maxRememberedAddresses-1 || !proven.IsZero() {
-		t.Errorf("after a failure: %v, %v", rest, proven)
+	if rest := m.of("10.0.0.0"); len(rest.addresses) != maxRememberedAddresses-1 || !rest.proven.IsZero() {
+		t.Errorf("after a failure: %v", rest)
 	}
-	if rest, _ := m.of("unknown"); rest != nil {
+	if rest := m.of("unknown"); rest.addresses != nil {
 		t.Errorf("unknown: %v", rest)
 	}
 }

@@ -24,7 +24,7 @@ func TestManyTunnelsAtOnce(t *testing.T) {
 	if tunnel.RaceEnabled {
 		many = 100
 	}
-	for _, tr := range tunneltest.Transports(t, tunneltest.NewCA(t)) {
+	for _, tr := range transports(t) {
 		if !isTypical(tr) {
 			continue
 		}
@@ -39,7 +39,7 @@ func TestByteByByte(t *testing.T) {
 	if tunnel.RaceEnabled || testing.Short() {
 		many, some = 50, 16
 	}
-	for _, tr := range tunneltest.Transports(t, tunneltest.NewCA(t)) {
+	for _, tr := range transports(t) {
 		t.Run(tr.Name, func(t *testing.T) {
 			t.Run("Peers", func(t *testing.T) { carryParts(t, tr, some, smallPartOf, road{ends: crumbsOf}) })
 			t.Run("Network", func(t *testing.T) { carryParts(t, tr, some, smallPartOf, road{link: crumble(0)}) })

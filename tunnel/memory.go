@@ -22,19 +22,19 @@ type rememberedName struct {
 	name      string       // host:port
 	addresses []netip.Addr // the one that worked last comes first; never empty
 	proven    time.Time    // when a handshake last came about with that one
+	current   bool         // it has worked since the network changed
 }
 
-// of returns the addresses of name that have worked, the latest first, and when that one was last
-// seen to live.
-func (m *memory) of(name string) ([]netip.Addr, time.Time) {
+// of returns what is known of name; without addresses, nothing is.
+func (m *memory) of(name string) rememberedName {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.take(name)
-	if n.addresses == nil {
-		return nil, time.Time{}
+	if n.addresses != nil {
+		m.put(n)
 	}
-	m.put(n)
-	return slices.Clone(n.addresses), n.proven
+	n.addresses = slices.Clone(n.addresses)
+	return n
 }
 
 // worked notes a connection to a. It is not proven where fast open has only promised one.
@@ -48,7 +48,7 @@ func (m *memory) worked(name string, a netip.Addr, proven bool) {
 	if proven {
 		n.proven = time.Now()
 	}
-	n.name = name
+	n.name, n.current = name, true
 	n.addresses = slices.DeleteFunc(n.addresses, func(b netip.Addr) bool { return a == b })
 	n.addresses = slices.Insert(n.addresses, 0, a)
 	n.addresses = n.addresses[:min(len(n.addresses), maxRememberedAddresses)]
@@ -69,10 +69,13 @@ func (m *memory) failed(name string, a netip.Addr) {
 	}
 }
 
-func (m *memory) forget() {
+// outdate leaves the addresses for when a lookup fails, but not the order in which to try them.
+func (m *memory) outdate() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.names = nil
+	for i := range m.names {
+		m.names[i].current, m.names[i].proven = false, time.Time{}
+	}
 }
 
 // take removes what is known of name and returns it.

@@ -23,7 +23,7 @@ func transportsInBubbles(t testing.TB) []tunneltest.Transport {
 	t.Helper()
 	now := time.Now()
 	var all []tunneltest.Transport
-	for _, tr := range tunneltest.Transports(t, tunneltest.NewCA(t)) {
+	for _, tr := range transports(t) {
 		if len(tr.Client) > 0 {
 			if secure, ok := tr.Client[0].(*tunnel.TLS); ok {
 				secure.ClientConfig.Time = func() time.Time { return now }

@@ -14,6 +14,8 @@ import (
 type upgrade struct {
 	answer  string
 	peer    peerKind
+	waits   bool   // the client will say when it wants its target
+	target  string // that it has chosen; empty: none
 	pending []byte
 }
 
@@ -23,7 +25,15 @@ func newUpgrade(r *http.Request) *upgrade {
 	up.answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
 		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
 	if up.peer == peerRaimon {
-		up.answer += featureHeader + ": " + featureEnd + "\r\n"
+		up.waits, up.target = AsksToWait(r), strings.Join(r.Header[targetHeader], ",")
+		up.answer += featureHeader + ": " + featureEnd
+		switch {
+		case up.waits:
+			up.answer += ", " + featureWait
+		case up.target != "":
+			up.answer += ", " + featureOpen
+		}
+		up.answer += "\r\n"
 	}
 	up.answer += "\r\n"
 	return up
@@ -34,7 +44,7 @@ func newUpgrade(r *http.Request) *upgrade {
 // net/http, whose answers are those of other web servers. That costs as much as all the rest of a connection.
 func (w *WebSocket) plainUpgrade(head []byte, info *Info) *upgrade {
 	end := bytes.Index(head, []byte("\r\n\r\n"))
-	if end < 0 || end > probeSize || !isPlainHead(head[:end+2]) {
+	if end < 0 || end > min(probeSize, w.headerSize()) || !isPlainHead(head[:end+2]) {
 		return nil
 	}
 	end += 4
@@ -98,6 +108,11 @@ func IsUpgrade(r *http.Request) bool {
 		hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket") &&
 		r.Header.Get("Sec-WebSocket-Version") == "13" &&
 		len(r.Header["Sec-Websocket-Key"]) == 1 && err == nil && len(key) == 16
+}
+
+// AsksToWait tells whether r, which asks for a WebSocket, comes from a client that will say later when it wants its target.
+func AsksToWait(r *http.Request) bool {
+	return kindOf(r) == peerRaimon && hasToken(r.Header[featureHeader], featureWait)
 }
 
 // matches tells whether r, which asks for a WebSocket, asks for this tunnel.
