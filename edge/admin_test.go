@@ -313,6 +313,7 @@ func TestReady(t *testing.T) {
 			s.config.Sites = append(s.config.Sites, &Site{Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }})
 		}, nil},
 		{"a certificate that takes for ever", func(s *scene) {
+			s.admin.checkTimeout = 200 * time.Millisecond
 			s.config.Sites[0].Certificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 				<-hello.Context().Done()
 				return nil, hello.Context().Err()
@@ -374,6 +375,7 @@ func TestReadyWithStorageThatHangs(t *testing.T) {
 	asked := make(chan struct{}, 100)
 	release := make(chan struct{})
 	s := newScene(t, func(s *scene) {
+		s.admin.checkTimeout = 300 * time.Millisecond
 		s.admin.Storage = func(ctx context.Context) error {
 			asked <- struct{}{}
 			<-release

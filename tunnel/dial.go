@@ -22,6 +22,11 @@ type Dialer struct {
 	Proxy func(address string) (*url.URL, error)
 	// ProxyTLS is for https proxies; nil means the system's roots. ServerName is filled in.
 	ProxyTLS *tls.Config
+	// ProxyUser gives user and password for the proxy, for each connection anew, in place of those in its URL.
+	// Nil takes those. An error of it ends Dial; it must not hold the password.
+	ProxyUser func(ctx context.Context) (*url.Userinfo, error)
+	// UserAgent is what HTTP proxies are told (RFC 9110, section 10.1.5), free of control characters; empty: nothing.
+	UserAgent string
 	// FastOpen sends the first bytes in the SYN (RFC 7413) where the system can; elsewhere it does
 	// nothing. Only for transports where the client speaks first: to an edge that is known
 	// already, the connection is not opened before the first Write, which then reports a dead edge.
@@ -51,6 +56,7 @@ type Dialer struct {
 // first, then IPv6 and IPv4 in turn, the next after 250 ms or as soon as one has failed, until one is
 // connected or all have failed. While a lookup hangs, or when it fails, addresses that have worked
 // earlier are tried: whoever takes them must know the edge by its key or certificate.
+// An error of a proxy, or on the way to it, is a *ProxyError.
 //
 // The result is a bare *net.TCPConn or *net.UnixConn wherever nothing needs to sit in between:
 // an https proxy needs TLS, and bytes that came with a proxy's answer are kept in a Conn with
@@ -71,6 +77,14 @@ func (d *Dialer) Dial(ctx context.Context, address string) (Conn, error) {
 		return d.direct(ctx, network, name)
 	}
 	return d.throughProxy(ctx, via, name)
+}
+
+// Clone returns a Dialer with the fields of d, which remembers nothing yet.
+func (d *Dialer) Clone() *Dialer {
+	return &Dialer{
+		Proxy: d.Proxy, ProxyTLS: d.ProxyTLS, ProxyUser: d.ProxyUser, UserAgent: d.UserAgent,
+		FastOpen: d.FastOpen, Fwmark: d.Fwmark, ProtectPath: d.ProtectPath, Resolver: d.Resolver, Log: d.Log,
+	}
 }
 
 // Forget is to be called when the network has changed: what worked in the old one is not tried first in the
@@ -100,6 +114,29 @@ func (d *Dialer) resolver() Resolver {
 		return net.DefaultResolver
 	}
 	return d.Resolver
+}
+
+// Via is the address of the proxy through which Dial goes to address; empty: it goes there directly, or nowhere.
+func (d *Dialer) Via(address string) string {
+	network, name, err := ParseAddress(address)
+	if err != nil || network == "unix" || d.Proxy == nil {
+		return ""
+	}
+	via, err := d.Proxy(name)
+	if err != nil || via == nil {
+		return ""
+	}
+	return proxyAddress(via)
+}
+
+// Through adds to err, of a handshake on a connection that Dial made to address, the proxy that it goes through,
+// which may have answered in place of the other side.
+func (d *Dialer) Through(address string, err error) error {
+	via := d.Via(address)
+	if via == "" {
+		return err
+	}
+	return &ProxyError{Proxy: via, Connected: true, Err: err}
 }
 
 // direct dials without a proxy; only names need a race.

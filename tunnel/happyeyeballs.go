@@ -213,7 +213,7 @@ func (r *race) trustUnanswered() {
 }
 
 func (r *race) trust(a netip.Addr) {
-	if !r.tried[a] {
+	if !r.tried[a] && !slices.Contains(r.trusted, a) {
 		r.trusted = append(r.trusted, a)
 		r.held = false
 	}

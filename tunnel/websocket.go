@@ -11,12 +11,14 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/ws"
+	"golang.org/x/net/http/httpguts"
 )
 
 const (
@@ -67,6 +69,9 @@ type WebSocket struct {
 	// Token gives the token that the client sends (RFC 6750, section 2.1), for each connection anew: printable
 	// ASCII without blanks. Nil sends none. An error of it ends the handshake. An edge checks with Match.
 	Token func(ctx context.Context) (string, error)
+	// Header gives what else the client's request says, for each connection anew: no field that the upgrade or
+	// Token is made of, at most 64 KiB. Nil adds nothing. An error of it ends the handshake.
+	Header func(ctx context.Context) (http.Header, error)
 	// Wait asks the edge not to dial before Take says so; Waiting tells whether it has agreed.
 	Wait bool
 	// Target is where the client wants to go, host:port; empty is the edge's own target. AwaitOpen tells whether the edge has agreed.
@@ -179,17 +184,48 @@ func (w *WebSocket) header(ctx context.Context) (string, error) {
 		}
 		header += targetHeader + ": " + w.Target + "\r\n"
 	}
-	if w.Token == nil {
+	if w.Token != nil {
+		token, err := w.Token(ctx)
+		if err != nil {
+			return "", fmt.Errorf("websocket handshake: token: %w", err)
+		}
+		if !IsToken(token) {
+			return "", fmt.Errorf("websocket handshake: token: %w", ErrToken)
+		}
+		header += "Authorization: Bearer " + token + "\r\n"
+	}
+	if w.Header == nil {
 		return header, nil
 	}
-	token, err := w.Token(ctx)
+	more, err := w.Header(ctx)
 	if err != nil {
-		return "", fmt.Errorf("websocket handshake: token: %w", err)
+		return "", fmt.Errorf("websocket handshake: %w", err)
 	}
-	if !IsToken(token) {
-		return "", fmt.Errorf("websocket handshake: token: %w", ErrToken)
+	lines, err := headerLines(more)
+	if err != nil {
+		return "", fmt.Errorf("websocket handshake: %w", err)
 	}
-	return header + "Authorization: Bearer " + token + "\r\n", nil
+	return header + lines, nil
+}
+
+// headerLines refuses what would end a line and begin another. No value is in its error.
+func headerLines(h http.Header) (string, error) {
+	for name, values := range h {
+		if !httpguts.ValidHeaderFieldName(name) {
+			return "", fmt.Errorf("header %q: that is no name", name)
+		}
+		if slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
+			return "", fmt.Errorf("header %s: its value has a control character", name)
+		}
+	}
+	var lines strings.Builder
+	if err := h.Write(&lines); err != nil {
+		return "", err
+	}
+	if lines.Len() > maxHead {
+		return "", errors.New("header: it has more than 64 KiB")
+	}
+	return lines.String(), nil
 }
 
 // maxToken is how many bytes a token may have.

@@ -37,6 +37,9 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 		err := l.begin(ctx, r, said, info.Target)
 		if err == nil {
 			info.Sent = int64(len(said.text))
+			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
+				info.Attrs = append(info.Attrs, "proxy", proxy)
+			}
 			return r.conn, nil
 		}
 		r.conn.Close()
