@@ -2,11 +2,16 @@ package tunnel
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -198,7 +203,7 @@ func TestDialTriesAllAddresses(t *testing.T) {
 	} {
 		var server nameServer
 		server.set(addresses...)
-		c, err := (&Dialer{resolver: resolverFor(t, &server)}).Dial(t.Context(), "edge.test:"+port)
+		c, err := (&Dialer{Resolver: resolverFor(t, &server)}).Dial(t.Context(), "edge.test:"+port)
 		if err != nil {
 			t.Errorf("%v: %v", addresses, err)
 			continue
@@ -214,7 +219,7 @@ func TestDialLooksUpNamesEachTime(t *testing.T) {
 	_, port, _ := net.SplitHostPort(target)
 	var server nameServer
 	server.set("127.0.0.9")
-	d := Dialer{resolver: resolverFor(t, &server)}
+	d := Dialer{Resolver: resolverFor(t, &server)}
 
 	if c, err := d.Dial(t.Context(), "edge.test:"+port); !errors.Is(err, errRefused) {
 		t.Fatalf("got %v, %v, want ECONNREFUSED", c, err)
@@ -225,4 +230,29 @@ func TestDialLooksUpNamesEachTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+func TestDialerClone(t *testing.T) {
+	d := &Dialer{
+		Proxy:       func(string) (*url.URL, error) { return nil, nil },
+		ProxyTLS:    &tls.Config{},
+		ProxyUser:   func(context.Context) (*url.Userinfo, error) { return nil, nil },
+		UserAgent:   "a",
+		FastOpen:    true,
+		Fwmark:      1,
+		ProtectPath: "b",
+		Resolver:    namesOf(),
+		Log:         slog.Default(),
+	}
+	d.memory.worked("edge.test:1", netip.MustParseAddr("127.0.0.1"), true)
+	before, after := reflect.ValueOf(d).Elem(), reflect.ValueOf(d.Clone()).Elem()
+	for i := range before.NumField() {
+		field := before.Type().Field(i)
+		if field.IsExported() && (before.Field(i).IsZero() || fmt.Sprint(before.Field(i)) != fmt.Sprint(after.Field(i))) {
+			t.Errorf("%s is %v, and %v in the clone", field.Name, before.Field(i), after.Field(i))
+		}
+	}
+	if d.Clone().memory.of("edge.test:1").addresses != nil {
+		t.Error("the clone remembers")
+	}
 }

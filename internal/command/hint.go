@@ -155,7 +155,11 @@ func networkHint(err error) string {
 	case listening && errors.Is(err, os.ErrPermission):
 		return "ports below 1024 need root, or on Linux: setcap cap_net_bind_service=+ep and the path of this program"
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return "the name does not resolve here: check its spelling and this machine's DNS"
+		return "the name does not resolve here: check its spelling and this machine's DNS; raimonc can ask another name server, as in dns=9.9.9.9"
+	case dns != nil && dns.IsTimeout:
+		return "the name server does not answer: is this machine online? raimonc can ask another one, as in dns=9.9.9.9"
+	case dns != nil:
+		return "the name server cannot be asked, or fails: raimonc can ask another one, as in dns=9.9.9.9"
 	case errors.Is(err, errRefused):
 		return "nothing listens there: is the program behind it running, and on that port?"
 	case errors.Is(err, errReset):
