@@ -24,6 +24,8 @@ type snapshot struct {
 	encrypted tunnel.Transport  // TLS and what is above
 	http      *tunnel.WebSocket // for all sites that speak it
 	passes    bool              // some site is passed on untouched
+	replaced  context.Context   // ends when there is another
+	replace   func()
 }
 
 func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
@@ -31,6 +33,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 		return nil, err
 	}
 	now := &snapshot{server: s, config: c, sites: make(map[string]*Site), entrances: make(map[string]*entrance)}
+	now.replaced, now.replace = context.WithCancel(context.Background())
 	for _, site := range c.Sites {
 		now.passes = now.passes || site.Pass != ""
 		for _, name := range site.Names {
@@ -42,7 +45,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 	}
 	now.tls = now.tlsConfig()
 	now.encrypted = tunnel.Transport{&tunnel.TLS{ServerConfig: now.tls}, upper{now}}
-	now.http = &tunnel.WebSocket{Ping: c.Ping,
+	now.http = &tunnel.WebSocket{Ping: c.Ping, Targets: true,
 		Match: func(r *http.Request, info *tunnel.Info) bool { return visitOf(info).match(r, info) },
 		Site: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			visitOf(tunnel.InfoOf(r)).ServeHTTP(w, r)
@@ -55,12 +58,19 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 	for _, l := range c.Listeners {
 		e := &entrance{Listener: l, snapshot: now}
 		e.forwarder = &tunnel.Forwarder{
-			Accept: tunnel.Transport{e}, Dial: dial, Opened: opened,
+			Accept: tunnel.Transport{e}, Dial: dial, Until: now.replaced, Opened: opened,
 			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Log: s.Log, Level: c.Level,
 		}
 		now.entrances[l.Address] = e
 	}
 	return now, nil
+}
+
+// retire ends what waits for a tunnel under the terms of s; nil has nothing of the kind.
+func (s *snapshot) retire() {
+	if s != nil {
+		s.replace()
+	}
 }
 
 // entrance is a Listener with all that lies behind it: the accepting side of a tunnel.
@@ -241,7 +251,7 @@ func (v *visit) match(r *http.Request, info *tunnel.Info) bool {
 		return false
 	}
 	route, user := site.route(r, info)
-	return route != nil && v.take(site, route, user)
+	return route != nil && v.take(site, route, user, tunnel.AsksToWait(r))
 }
 
 // route is that which r may have; nil: none. Somebody who looks for routes learns nothing from how long it
@@ -281,22 +291,31 @@ func (v *visit) takeRaw(info *tunnel.Info) error {
 	switch {
 	case !ok:
 		return ErrAccess
-	case !v.take(v.site, route, user):
+	case !v.take(v.site, route, user, false):
 		v.entrance.snapshot.server.Metrics.refused(ErrRouteFull)
 		return ErrRouteFull
 	}
 	return nil
 }
 
-// take makes the visit a tunnel on route, unless there are too many.
-func (v *visit) take(site *Site, route *Route, user string) bool {
+// take makes the visit a tunnel on route, unless there are too many. One that waits is none yet.
+func (v *visit) take(site *Site, route *Route, user string, waits bool) bool {
+	if !waits && !v.count(site, route) {
+		return false
+	}
+	v.site, v.route, v.user = site, route, user
+	v.info.Path = route.Path
+	v.note()
+	return true
+}
+
+// count makes the visit one of the open tunnels of route, unless there are too many.
+func (v *visit) count(site *Site, route *Route) bool {
 	open := v.entrance.snapshot.server.openOn(site, route)
 	if open != nil && !open.take(route.Limit) {
 		return false
 	}
-	v.site, v.route, v.user, v.open = site, route, user, open
-	v.info.Path = route.Path
-	v.note()
+	v.open = open
 	return true
 }
 
@@ -377,24 +396,45 @@ func (v *visit) leave() {
 func dial(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
 	v := visitOf(info)
 	v.stage = atTarget
-	config := v.entrance.snapshot.config
-	reach := config.Dial
-	if reach == nil {
-		reach = new(tunnel.Dialer).Dial
+	c, err := v.reach(ctx)
+	if err != nil {
+		return nil, err
 	}
-	target, proxy := v.site.Pass, v.site.Proxy
+	proxy := v.site.Proxy
 	if v.route != nil {
-		target, proxy = v.route.Target, v.route.Proxy
+		proxy = v.route.Proxy
 	}
-	c, err := reach(ctx, target)
-	if err != nil || proxy == 0 {
-		return c, err
+	if proxy == 0 {
+		return c, nil
 	}
 	if err := v.writeProxyHeader(ctx, c, proxy); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
+}
+
+// reach dials what the config says or, where it lets it, what the client says.
+func (v *visit) reach(ctx context.Context) (tunnel.Conn, error) {
+	config := v.entrance.snapshot.config
+	reach := config.Dial
+	if reach == nil {
+		reach = new(tunnel.Dialer).Dial
+	}
+	if v.route == nil {
+		return reach(ctx, v.site.Pass)
+	}
+	if v.open == nil && !v.count(v.site, v.route) { // it has waited
+		v.entrance.snapshot.server.refused(ErrRouteFull)
+		return nil, &tunnel.TargetError{Reason: tunnel.ReasonBusy, Err: ErrRouteFull}
+	}
+	switch {
+	case v.info.Target != "":
+		return dialChosen(ctx, config, v.route.Targets, v.info.Target)
+	case v.route.Target == "":
+		return nil, errNoOwnTarget
+	}
+	return reach(ctx, v.route.Target)
 }
 
 // hostName is the host of a Host header without its port, in lower case, as server names are.

@@ -3,7 +3,9 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"syscall"
 	"time"
@@ -58,8 +60,35 @@ func (d *Dialer) Dial(ctx context.Context, address string) (Conn, error) {
 	return d.throughProxy(ctx, via, name)
 }
 
+// DialAllowed is Dial, without a proxy, for an address that is not trusted: of those that a name has it connects only to such
+// for which allow has no error. It is asked last of all, about the very address, so that no answer of the DNS gets around it.
+// Unix sockets are refused.
+func (d *Dialer) DialAllowed(ctx context.Context, address string, allow func(netip.AddrPort) error) (Conn, error) {
+	network, name, err := ParseAddress(address)
+	if err == nil && network != "tcp" {
+		err = fmt.Errorf("address %q: it is no address of TCP", address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d.dial(ctx, network, name, func(ctx context.Context, network, at string, raw syscall.RawConn) error {
+		ip, err := netip.ParseAddrPort(at)
+		if err == nil {
+			err = allow(ip)
+		}
+		if err != nil {
+			return err
+		}
+		return d.control(ctx, network, at, raw)
+	})
+}
+
 func (d *Dialer) direct(ctx context.Context, network, name string) (Conn, error) {
-	nd := net.Dialer{Resolver: d.resolver, ControlContext: d.control}
+	return d.dial(ctx, network, name, d.control)
+}
+
+func (d *Dialer) dial(ctx context.Context, network, name string, control func(context.Context, string, string, syscall.RawConn) error) (Conn, error) {
+	nd := net.Dialer{Resolver: d.resolver, ControlContext: control}
 	c, err := nd.DialContext(ctx, network, name)
 	if err != nil {
 		return nil, err
