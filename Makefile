@@ -61,7 +61,7 @@ cross: ## build for every platform
 		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go build -o /dev/null ./cmd/raimonc; \
 		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./...; done
 
-interop: build ## install real peers (apt, cargo) and test against them
+interop: build ## install real peers (apt, cargo, Go proxy) and test against them
 	internal/interop/install.sh
 	go test -tags interop -count=1 -timeout 30m ./internal/interop
 

@@ -552,7 +552,7 @@ func TestLogOfTunnels(t *testing.T) {
 	if !complete || len(lines) != 2 {
 		t.Fatalf("the log is %s", s.log)
 	}
-	want := map[string]any{"msg": "tunnel closed", "client": client, "sni": "a.test", "site": "a.test", "route": "/tunnel", "sent": 1000.0, "received": 1000.0}
+	want := map[string]any{"msg": "tunnel closed", "client": client, "sni": "a.test", "site": "a.test", "route": "/tunnel", "sent": 1000.0, "received": 1000.0, "reason": "client_closed"}
 	for key, value := range want {
 		if lines[0][key] != value {
 			t.Errorf("%s is %v, want %v", key, lines[0][key], value)
@@ -561,7 +561,7 @@ func TestLogOfTunnels(t *testing.T) {
 	if d, err := time.ParseDuration(fmt.Sprint(lines[0]["duration"])); err != nil || d <= 0 {
 		t.Errorf("duration %v, %v", d, err)
 	}
-	if lines[1]["msg"] != "tunnel failed" || lines[1]["site"] != "a.test" || lines[1]["route"] != "/nowhere" || !strings.Contains(fmt.Sprint(lines[1]["error"]), "refused") {
+	if lines[1]["msg"] != "tunnel failed" || lines[1]["reason"] != "dial_refused" || lines[1]["site"] != "a.test" || lines[1]["route"] != "/nowhere" || !strings.Contains(fmt.Sprint(lines[1]["error"]), "refused") {
 		t.Errorf("the line of the failed one is %v", lines[1])
 	}
 	for _, secret := range []string{"hush-hush", "do-not-tell"} {

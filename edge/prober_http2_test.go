@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"math/rand/v2"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +50,67 @@ func TestProberSeesNoTunnelOverHTTP2(t *testing.T) {
 				}
 				return nil
 			})
+		})
+	}
+}
+
+// Who has agreed on h2 may speak HTTP/1.1 all the same, as programs do that offer h2 by mistake. Who speaks neither is
+// hung up on without a word of HTTP/1.1, as by net/http alone.
+func TestAfterAgreeingOnHTTP2(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	certificate := ca.Issue(t, "edge.test")
+	config := &tls.Config{RootCAs: ca.Pool, ServerName: "edge.test", NextProtos: []string{"h2"}}
+	suspects := suspectsOf(t, http.NotFoundHandler(), &certificate, config)
+	alone := httptest.NewUnstartedServer(http.NotFoundHandler())
+	alone.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+	alone.EnableHTTP2 = true
+	alone.Config.ErrorLog = log.New(io.Discard, "", 0)
+	alone.StartTLS()
+	t.Cleanup(alone.Close)
+	netHTTP := suspect{"net/http", nobodyPath, func() (net.Conn, error) { return tls.Dial("tcp", alone.Listener.Addr().String(), config) }}
+
+	const request = "GET %s HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n"
+	for name, test := range map[string]struct {
+		sent   probe
+		answer string // how it begins; empty: there is none
+	}{
+		"a request":               {probe{text: request}, "HTTP/1.1 404 "},
+		"of HTTP/1.0":             {probe{text: strings.Replace(request, "1.1", "1.0", 1)}, "HTTP/1.0 404 "},
+		"with an odd method":      {probe{text: "M-SEARCH" + request[3:]}, "HTTP/1.1 404 "},
+		"in two pieces":           {probe{text: request, split: 1}, "HTTP/1.1 404 "},
+		"cut within its version":  {probe{text: request, split: 20}, "HTTP/1.1 404 "},
+		"with a malformed field":  {probe{text: "GET %s HTTP/1.1\r\nHost : edge.test\r\n\r\n"}, "HTTP/1.1 400 "},
+		"no preface":              {probe{text: "INVALID CONNECTION PREFACE\r\n\r\n"}, ""},
+		"half a preface":          {probe{text: "PRI * HTTP/2.0\r\n\r\nno more of it"}, ""},
+		"a preface of HTTP/3":     {probe{text: "PRI * HTTP/3.0\r\n\r\nSM\r\n\r\n"}, ""},
+		"a request of HTTP/0.9":   {probe{text: "GET /as/it/was/once/upon/a/time\r\n"}, ""},
+		"a frame without preface": {probe{text: strings.Repeat("\x00\x00\x00\x04\x00\x00\x00\x00\x00", 3)}, ""},
+		"a blank in front":        {probe{text: " " + request}, ""},
+		"TLS in TLS":              {probe{text: "\x16\x03\x01" + strings.Repeat("\x02", 100)}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, s := range suspects {
+				c, err := s.dial()
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen := visible(c, test.sent, s.path, 10*time.Second)
+				if test.answer == "" && seen != `""; end` {
+					t.Errorf("%s: got %s, want nothing but the end", s.name, seen)
+				}
+				if !strings.HasPrefix(seen, `"`+test.answer) || !strings.HasSuffix(seen, "; end") {
+					t.Errorf("%s: got %s, want %q and the end", s.name, seen, test.answer)
+				}
+			}
+			c, err := netHTTP.dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// It has sent its settings before it reads.
+			if seen := visible(c, test.sent, netHTTP.path, 10*time.Second); strings.Contains(seen, "HTTP/1") || !strings.HasSuffix(seen, "; end") {
+				t.Errorf("net/http, which the edge is to be like: %s", seen)
+			}
 		})
 	}
 }

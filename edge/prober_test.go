@@ -273,15 +273,17 @@ func TestProberSeesNoTunnel(t *testing.T) {
 		name        string
 		behind      http.Handler
 		certificate *tls.Certificate
+		protocol    string // agreed on
 		probes      int
 	}{
-		{"nothing behind, plain", nil, nil, 1000},
-		{"folder behind, plain", folder, nil, 1000},
-		{"nothing behind, tls", nil, &certificate, 200},
-		{"folder behind, tls", folder, &certificate, 200},
+		{"nothing behind, plain", nil, nil, "", 1000},
+		{"folder behind, plain", folder, nil, "", 1000},
+		{"nothing behind, tls", nil, &certificate, "http/1.1", 200},
+		{"folder behind, tls", folder, &certificate, "http/1.1", 200},
+		{"folder behind, tls with h2", folder, &certificate, "h2", 200},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			suspects := suspectsOf(t, test.behind, test.certificate, &tls.Config{RootCAs: ca.Pool, ServerName: "edge.test", NextProtos: []string{"http/1.1"}})
+			suspects := suspectsOf(t, test.behind, test.certificate, &tls.Config{RootCAs: ca.Pool, ServerName: "edge.test", NextProtos: []string{test.protocol}})
 			all := edits()
 			var probes []probe
 			for _, e := range all {

@@ -29,12 +29,15 @@ type Info struct {
 	ServerName string
 	// Path is the request target of the WebSocket upgrade; empty without WebSocket.
 	Path string
+	// Target is where the client asked to be connected to, host:port with the name unresolved; empty
+	// where that is settled otherwise.
+	Target string
 	// TLS is the state after the TLS handshake; nil without TLS, and once the tunnel is open.
 	TLS *tls.ConnectionState
-	// Target is what the client has chosen, host:port; empty: it leaves that to us.
-	Target string
 	// Route is what the accepting side has chosen for the connection, for Forwarder.Dial; nil is nothing.
 	Route any
+	// Sent is how many bytes of the client Forwarder.Open has handed on, before the rest followed.
+	Sent int64
 	// Attrs go into the log line of the connection, as pairs or slog.Attr.
 	Attrs []any
 
@@ -56,6 +59,22 @@ func (i *Info) UntilDraining(ctx context.Context) (context.Context, func()) {
 	}
 }
 
+// Patience returns ctx for a wait in the middle of the handshakes. It has as long as they have to itself, and ends with
+// ErrTimeout; with ErrDrained when nothing new is to begin. Their own limit stands still until stop, and then begins anew.
+func (i *Info) Patience(ctx context.Context) (waiting context.Context, stop func()) {
+	i.stopLimit()
+	waiting, unhook := i.UntilDraining(ctx)
+	release := func() {}
+	if i.limit != nil {
+		waiting, release = context.WithTimeoutCause(waiting, i.timeout, ErrTimeout)
+	}
+	return waiting, func() {
+		release()
+		unhook()
+		i.startLimit()
+	}
+}
+
 // startLimit gives the handshake and the dial that follows it their time, from now on. A later
 // request of an HTTP connection begins anew.
 func (i *Info) startLimit() {
@@ -64,10 +83,11 @@ func (i *Info) startLimit() {
 	}
 }
 
-// headLimit is for the head of a later request. A first one is ended by the limit itself, a little sooner.
-func (i *Info) headLimit() time.Duration {
+// headLimit is for the head of a later request, and otherwise where there is no limit. A first one is ended by the limit
+// itself, a little sooner.
+func (i *Info) headLimit(otherwise time.Duration) time.Duration {
 	if i.limit == nil {
-		return siteIdle
+		return otherwise
 	}
 	return i.timeout + time.Second
 }

@@ -26,6 +26,10 @@ type Forwarder struct {
 	Dial func(ctx context.Context, info *Info) (Conn, error)
 	// Connect is the transport spoken on the dialed connection; empty is plain tcp.
 	Connect Transport
+	// Open, where it is not nil, takes the place of Dial and Connect: it gives accepted its other end, which the
+	// session closes. Time limits are its own; ctx ends when nothing new is to begin. What it has carried already
+	// it adds to info.Sent. An error in a Told is not worth more than a line for debugging.
+	Open func(ctx context.Context, accepted Conn, info *Info) (Conn, error)
 
 	// Timeout limits handshakes and dial together. Zero means 10 seconds; negative means no limit.
 	Timeout time.Duration
@@ -42,6 +46,8 @@ type Forwarder struct {
 	Opened func(*Session)
 	// Hint says what a user can do about an error of a tunnel, for the log. Nil says nothing.
 	Hint func(error) string
+	// Reason says in one word, for the log, why a connection that Accept has refused became no tunnel. Nil: EndReason does.
+	Reason func(info *Info, err error) string
 	// Log takes one line for each connection. Nil discards them.
 	Log *slog.Logger
 	// Level is the level of the line about a tunnel that went well; zero is slog.LevelInfo.
@@ -156,7 +162,7 @@ func (s *Session) Sent() int64 {
 	if s.relay == nil {
 		return 0
 	}
-	return s.relay.forth.moved.Load()
+	return s.info.Sent + s.relay.forth.moved.Load()
 }
 
 // Received is how many bytes have come back for the client.
@@ -263,6 +269,9 @@ func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
 	if f, ok := accepted.(*frames); ok && s.info.Target != "" && !f.chooses {
 		return nil, &TargetError{Reason: ReasonForbidden, Err: errors.New("no client may choose its target here")}
 	}
+	if s.f.Open != nil {
+		return s.openOwn(accepted)
+	}
 	bare, err := s.f.Dial(ctx, &s.info)
 	if err != nil {
 		return nil, err
@@ -277,6 +286,16 @@ func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
 		return nil, err
 	}
 	return dialed, nil
+}
+
+// openOwn has Forwarder.Open reach the other side.
+func (s *Session) openOwn(accepted Conn) (Conn, error) {
+	s.info.stopLimit()
+	ctx, stop := s.info.UntilDraining(s.ctx)
+	defer stop()
+	c, err := s.f.Open(ctx, accepted, &s.info)
+	s.dialed = c
+	return c, err
 }
 
 // answer tells the accepted side that the other one is there, if it waits for that.
@@ -295,10 +314,10 @@ func answer(ctx context.Context, accepted Conn) (c Conn, err error) {
 // tell leaves the one line that tells what became of the connection.
 func (s *Session) tell(err error) {
 	log := s.f.log()
-	if err == nil && !log.Enabled(context.Background(), s.f.Level) {
+	level, message := s.verdict(err)
+	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	sent, received := s.Sent(), s.Received()
 	log = log.With("client", addrString(s.info.Client))
 	if s.info.ServerName != "" {
 		log = log.With("sni", s.info.ServerName)
@@ -307,18 +326,43 @@ func (s *Session) tell(err error) {
 	if s.info.Target != "" {
 		log = log.With("target", s.info.Target)
 	}
-	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(s.begin).Round(time.Millisecond).String())
+	reason := slog.String("reason", s.reason(err))
+	traffic := slog.Group("", "sent", s.Sent(), "received", s.Received(), "duration", time.Since(s.begin).Round(time.Millisecond).String(), reason)
+	switch message {
+	case tunnelClosed:
+		log.Log(context.Background(), level, message, traffic)
+	case noTunnel:
+		if !isTold(err) {
+			traffic = reason
+		}
+		log.Log(context.Background(), level, message, "error", err, traffic)
+	case tunnelReset:
+		log.Log(context.Background(), level, message, "error", err, traffic)
+	default:
+		log.Log(context.Background(), level, message, "error", err, s.f.hint(err), traffic)
+	}
+}
+
+// What is said of connections that have ended.
+const (
+	tunnelClosed = "tunnel closed"
+	tunnelReset  = "tunnel reset"
+	tunnelFailed = "tunnel failed"
+	noTunnel     = "no tunnel"
+)
+
+// verdict is what there is to say when the session has ended with err, and how loud.
+func (s *Session) verdict(err error) (slog.Level, string) {
 	switch {
 	case err == nil:
-		log.Log(context.Background(), s.f.Level, "tunnel closed", traffic)
-	case isStray(err) || sent+received == 0 && hasLeft(s.accepted):
+		return s.f.Level, tunnelClosed
+	case isStray(err) || s.Sent()+s.Received() == 0 && hasLeft(s.accepted), isTold(err):
 		// Whoever probes a port is gone before there is anything to say.
-		log.Debug("no tunnel", "error", err)
+		return slog.LevelDebug, noTunnel
 	case IsReset(err) && !isUnreached(err):
-		log.Log(context.Background(), s.f.Level, "tunnel reset", "error", err, traffic) // programs do that all the time
-	default:
-		log.Warn("tunnel failed", "error", err, s.f.hint(err), traffic)
+		return s.f.Level, tunnelReset // programs do that all the time
 	}
+	return slog.LevelWarn, tunnelFailed
 }
 
 // limit bounds handshakes and dial; the layers may start it anew through info.
@@ -347,7 +391,7 @@ func refuse(accepted Conn, err error) {
 
 // withCause prefers the reason for which ctx ended to what that led to.
 func withCause(ctx context.Context, err error) error {
-	if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
 	}
 	return err
@@ -361,6 +405,17 @@ func (e strayError) Unwrap() error { return e.error }
 func isStray(err error) bool {
 	var s strayError
 	return errors.As(err, &s)
+}
+
+// Told is an error of Forwarder.Open that the log knows of already, as one of many that have the same cause.
+type Told struct{ Err error }
+
+func (e Told) Error() string { return e.Err.Error() }
+func (e Told) Unwrap() error { return e.Err }
+
+func isTold(err error) bool {
+	var t Told
+	return errors.As(err, &t)
 }
 
 // unreachedError says that there was nobody to carry a tunnel to. A reset is no everyday event then.

@@ -45,11 +45,12 @@ func slowSite(ended chan<- error) http.HandlerFunc {
 	}
 }
 
-// host serves slowSite on one end of a connection, and returns the other.
-func host() (visitor *tunneltest.PipeConn, handler, session chan error) {
+// host serves slowSite on one end of a connection, with the time limits of w, and returns the other.
+func host(w *tunnel.WebSocket) (visitor *tunneltest.PipeConn, handler, session chan error) {
 	visitor, accepted := tunneltest.Pipe()
 	handler, session = make(chan error, 100), make(chan error, 1)
-	f := &tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.WebSocket{Match: nobody, Site: slowSite(handler)}}, Timeout: 10 * time.Second}
+	w.Match, w.Site = nobody, slowSite(handler)
+	f := &tunnel.Forwarder{Accept: tunnel.Transport{w}, Timeout: 10 * time.Second}
 	go func() { session <- f.Handle(context.Background(), accepted) }()
 	return visitor, handler, session
 }
@@ -88,13 +89,43 @@ func TestStalledVisitorIsCut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				visitor, _, session := host()
+				visitor, _, session := host(new(tunnel.WebSocket))
 				defer visitor.Close()
 				go io.WriteString(visitor, test.sent)
 				if name == "idle" || strings.HasPrefix(name, "HTTP/2") { // the connection itself is taken from
 					go io.Copy(io.Discard, visitor)
 				}
 				if d := took(session); d > test.want+2*time.Second {
+					t.Errorf("took %v, want %v", d, test.want)
+				}
+			})
+		})
+	}
+}
+
+// The time between requests and that for bodies and answers are set apart.
+func TestTimeForVisitorsIsSet(t *testing.T) {
+	set := tunnel.WebSocket{IdleTimeout: 3 * time.Second, BodyTimeout: 20 * time.Second}
+	for name, test := range map[string]struct {
+		sent string
+		want time.Duration
+	}{
+		"half a later head":   {"GET / HTTP/1.1\r\nHost: a.test\r\n\r\nGET / HT", set.IdleTimeout},
+		"idle":                {"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", set.IdleTimeout},
+		"half a body":         {"POST /read HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000\r\n\r\nhalf", set.BodyTimeout},
+		"half a body, unread": {"POST /ignore HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000\r\n\r\nhalf", set.BodyTimeout},
+		"an answer not taken": {"GET /write HTTP/1.1\r\nHost: a.test\r\n\r\n", set.BodyTimeout},
+		"HTTP/2, half a body": {http2Sent(t, "/read", true, true), set.BodyTimeout + set.IdleTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				visitor, _, session := host(&tunnel.WebSocket{IdleTimeout: set.IdleTimeout, BodyTimeout: set.BodyTimeout})
+				defer visitor.Close()
+				go io.WriteString(visitor, test.sent)
+				if name != "an answer not taken" {
+					go io.Copy(io.Discard, visitor)
+				}
+				if d := took(session); d < test.want || d > test.want+2*time.Second {
 					t.Errorf("took %v, want %v", d, test.want)
 				}
 			})
@@ -131,7 +162,7 @@ func TestSlowVisitorIsServed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				visitor, handler, session := host()
+				visitor, handler, session := host(new(tunnel.WebSocket))
 				protocols := new(http.Protocols)
 				protocol(protocols)
 				transport := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return visitor, nil }}

@@ -52,3 +52,16 @@ func (s *socket) holdsBack() bool {
 	info := s.tcpInfo()
 	return info != nil && info.State != tcpClosed && info.Unacked == 0 && info.Probes == 0 && s.unsent() > 0
 }
+
+func (s *socket) health() Health {
+	info := s.tcpInfo()
+	if info == nil {
+		return Health{}
+	}
+	return Health{
+		Unacknowledged: s.unsent(),
+		LastAck:        time.Now().Add(-time.Duration(info.Last_ack_recv) * time.Millisecond),
+		Retransmitted:  info.Total_retrans,
+		RoundTrip:      time.Duration(info.Rtt) * time.Microsecond,
+	}
+}

@@ -12,3 +12,5 @@ func (s *socket) isDead() bool { return false }
 func (s *socket) lastAck() time.Time { return time.Time{} }
 
 func (s *socket) holdsBack() bool { return false }
+
+func (s *socket) health() Health { return Health{} }

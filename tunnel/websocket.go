@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,8 @@ const (
 
 	// maxHead bounds what an HTTP head may bring.
 	maxHead = 64 << 10
-	// siteIdle is how long a visitor's connection is kept between requests.
-	siteIdle = time.Minute
+	// siteTimeout is how long a visitor's connection is kept between requests, and one that stalls.
+	siteTimeout = time.Minute
 	// siteStreams is how many requests of a visitor are answered at a time over HTTP/2.
 	siteStreams = 100
 	// maxRequests is how many requests a connection may bring, as with other web servers: who has more to say shakes
@@ -78,11 +79,23 @@ type WebSocket struct {
 	Mask Mask
 	// Ping is the silence after which a Ping is sent. Zero means 30 seconds; negative means never.
 	Ping time.Duration
+	// HeaderSize is how many bytes an edge takes of the head of a request, and a few KiB more that net/http
+	// reads ahead. Zero means 64 KiB.
+	HeaderSize int
+	// IdleTimeout is how long an edge keeps a connection on which no request is under way, until the head of
+	// the next is there; zero means 60 seconds.
+	IdleTimeout time.Duration
+	// BodyTimeout is how long a visitor of Site may send nothing of a body, or take nothing of an answer,
+	// that is waited for; zero means 60 seconds.
+	BodyTimeout time.Duration
 	// Site answers whatever does not ask for the tunnel. Nil answers 404. Its requests have the address of
 	// Info.Client, and the state of Info.TLS. Where it hijacks a connection, it returns when that has ended.
 	Site http.Handler
 	// Match decides for the edge, in place of Host and Path, which of the well-formed upgrade requests open
 	// the tunnel, and may note Info.Path. It may be asked twice about a request that it refuses. Nil compares Host and Path.
+	//
+	// It may take its time where the request's context ends when the client leaves. If that never ends, nobody looks at the
+	// client: a refusal then is asked about again, with one that does.
 	Match func(r *http.Request, info *Info) bool
 }
 
@@ -92,6 +105,10 @@ func (w *WebSocket) pingInterval() time.Duration {
 	}
 	return w.Ping
 }
+
+func (w *WebSocket) headerSize() int            { return cmp.Or(w.HeaderSize, maxHead) }
+func (w *WebSocket) idleTimeout() time.Duration { return orDefault(w.IdleTimeout, siteTimeout) }
+func (w *WebSocket) bodyTimeout() time.Duration { return orDefault(w.BodyTimeout, siteTimeout) }
 
 // Client asks the peer for an upgrade. Nothing is sent before its answer has come.
 func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
@@ -283,7 +300,7 @@ func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte,
 	defer stop()
 	wake := context.AfterFunc(begun, func() { c.SetDeadline(past) })
 	if info.limit == nil {
-		c.SetReadDeadline(time.Now().Add(siteIdle))
+		c.SetReadDeadline(time.Now().Add(w.idleTimeout()))
 		defer c.SetReadDeadline(time.Time{})
 	}
 	b, err := readBuffer(c, probeSize)
@@ -307,18 +324,20 @@ func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte,
 func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *Info) (*upgrade, error) {
 	visit := &visit{layer: w, info: info, ended: make(chan struct{})}
 	ahead := &readAhead{Conn: c, pending: head}
-	visit.conn = &borrowed{Conn: ahead, client: info.Client}
+	visit.conn = &borrowed{Conn: ahead, client: info.Client, patience: w.bodyTimeout()}
 	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true) // told by its first bytes, with TLS as well
+	// Told by the first bytes, with TLS as well. Who has agreed on h2 may speak HTTP/1.1 all the same, and is hung up
+	// on where it speaks neither (RFC 9113, section 3.4).
+	protocols.SetHTTP1(!agreedOnHTTP2(info) || beginsRequest(head))
+	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
 		Handler:           visit,
-		ReadHeaderTimeout: info.headLimit(),
-		MaxHeaderBytes:    maxHead,
+		ReadHeaderTimeout: info.headLimit(w.idleTimeout()),
+		MaxHeaderBytes:    w.headerSize(),
 		Protocols:         &protocols,
 		ErrorLog:          log.New(io.Discard, "", 0),
 		ConnState:         visit.state,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: siteStreams, WriteByteTimeout: siteIdle},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: siteStreams, WriteByteTimeout: w.bodyTimeout()},
 	}
 	hangUp := func() {
 		server.Close()
@@ -326,7 +345,7 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	}
 	defer context.AfterFunc(ctx, hangUp)()
 	// IdleTimeout of net/http would keep a connection over HTTP/2 in memory for as long, if it ends with streams open.
-	visit.idle = time.AfterFunc(siteIdle, func() { visit.conn.Close() })
+	visit.idle = time.AfterFunc(w.idleTimeout(), func() { visit.conn.Close() })
 	visit.idle.Stop()
 	defer visit.idle.Stop()
 	if info.draining != nil {
@@ -356,6 +375,24 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	return visit.tunnel, nil
 }
 
+func agreedOnHTTP2(info *Info) bool { return info.TLS != nil && info.TLS.NegotiatedProtocol == "h2" }
+
+// beginsRequest tells whether head may be the beginning of an HTTP/1 request: a method that is a token, and a version
+// where the first line is whole (RFC 9112, section 3).
+func beginsRequest(head []byte) bool {
+	line, _, whole := bytes.Cut(head, []byte("\n"))
+	method, rest, _ := bytes.Cut(line, []byte(" "))
+	if len(method) == 0 || !consistsOf(method, "!#$%&'*+-.^_`|~") {
+		return false
+	}
+	if !whole {
+		return true
+	}
+	version := rest[bytes.LastIndexByte(rest, ' ')+1:]
+	major, _, ok := http.ParseHTTPVersion(string(bytes.TrimSuffix(version, []byte("\r"))))
+	return ok && major == 1
+}
+
 // visit is one connection while it belongs to net/http.
 type visit struct {
 	layer    *WebSocket
@@ -380,7 +417,7 @@ func (v *visit) state(_ net.Conn, state http.ConnState) {
 	case http.StateIdle:
 		v.busy.Store(false)
 		v.info.stopLimit()
-		v.idle.Reset(siteIdle)
+		v.idle.Reset(v.layer.idleTimeout())
 	case http.StateHijacked:
 		v.hijacked.Store(true)
 	case http.StateClosed:
@@ -404,7 +441,7 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if site == nil {
 			site = http.HandlerFunc(http.NotFound)
 		}
-		new(pace).serve(site, w, r.WithContext(context.WithValue(r.Context(), infoKey{}, v.info)), v.hijacked.Load)
+		(&pace{limit: v.layer.bodyTimeout()}).serve(site, w, r.WithContext(context.WithValue(r.Context(), infoKey{}, v.info)), v.hijacked.Load)
 		return
 	}
 	up := newUpgrade(r)
@@ -445,17 +482,18 @@ func (l *visitListener) Addr() net.Addr { return &net.TCPAddr{} }
 // looks at the first bytes to tell HTTP/2 from HTTP/1.1.
 type borrowed struct {
 	Conn
-	client net.Addr
-	mu     sync.Mutex
-	closed bool
-	timed  bool // net/http, or a handler, has set a deadline for writes
+	client   net.Addr
+	patience time.Duration // with a write
+	mu       sync.Mutex
+	closed   bool
+	timed    bool // net/http, or a handler, has set a deadline for writes
 }
 
-// Write gives the peer siteIdle to take p, unless there is a deadline already.
+// Write gives the peer some time to take p, unless there is a deadline already.
 func (b *borrowed) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	if !b.closed && !b.timed {
-		b.Conn.SetWriteDeadline(time.Now().Add(siteIdle))
+		b.Conn.SetWriteDeadline(time.Now().Add(b.patience))
 	}
 	b.mu.Unlock()
 	return b.Conn.Write(p)

@@ -1,20 +1,6 @@
 package main
 
-import (
-	"bytes"
-	"errors"
-	"fmt"
-	"io"
-	"os"
-	"reflect"
-	"strings"
-
-	"github.com/pelletier/go-toml/v2"
-	"github.com/pelletier/go-toml/v2/unstable"
-
-	"raimon/internal/command"
-	"raimon/internal/options"
-)
+import "raimon/internal/configfile"
 
 // configFile is what edge.toml says. docs/config.md is made of it: the tag help says what a key means, and
 // standard what holds without it.
@@ -22,7 +8,7 @@ type configFile struct {
 	Listen     []string `toml:"listen" help:"addresses to accept TLS connections on, such as \":443\" or \"unix:/run/raimon.sock\"" standard:"[\":443\"] without [[listener]]"`
 	HTTP       string   `toml:"http" help:"where port 80 of the names arrives, for HTTP-01 challenges and redirects to https; \"off\" leaves it alone" standard:"\":80\", if it is free"`
 	Storage    string   `toml:"storage" help:"folder for certificates, keys and everything else that has to survive a restart" standard:"what systemd gives, else /var/lib/raimon for root, ~/.local/share/raimon for others"`
-	Timeout    string   `toml:"timeout" help:"how long handshakes and the dial to the target may take together" standard:"\"10s\""`
+	Timeout    string   `toml:"timeout" help:"how long handshakes and the dial to the target may take together; the head of each request has as long" standard:"\"10s\""`
 	Linger     string   `toml:"linger" help:"how long a tunnel stays without traffic when one end has finished sending; \"off\" sets no limit" standard:"\"60s\""`
 	Drain      string   `toml:"drain" help:"how long open tunnels may finish after SIGTERM; \"0\" ends them at once" standard:"\"10s\""`
 	Ping       string   `toml:"ping" help:"after how much silence a WebSocket Ping is sent; \"off\" sends none" standard:"\"30s\""`
@@ -37,8 +23,7 @@ type configFile struct {
 	Listeners []listenerSection `toml:"listener" help:"one more listener, for what listen cannot say"`
 	Sites     []siteSection     `toml:"site" help:"what is served under some names; at least one"`
 
-	name  string         // of the file
-	lines map[string]int // of keys and tables, such as site[0].route[1].path
+	from *configfile.File
 }
 
 type acmeSection struct {
@@ -57,6 +42,9 @@ type limitSection struct {
 	WhenFull    string `toml:"when-full" help:"\"queue\" lets more wait in the kernel's queue, \"refuse\" resets them" standard:"\"queue\""`
 	PerAddress  int    `toml:"per-address" help:"open at a time from one IPv4 address, or one /64 of IPv6; -1 sets no limit" standard:"a quarter of connections"`
 	Rate        int    `toml:"rate" help:"new ones a second from one such address, and twice as many at once; -1 sets no limit" standard:"1000"`
+	HeaderSize  int    `toml:"header-size" help:"bytes that the head of a request may have, 8192 to 1048576" standard:"65536"`
+	IdleTimeout string `toml:"idle-timeout" help:"how long a connection is kept on which no request is under way; the head of the next has to be there by then" standard:"\"60s\""`
+	BodyTimeout string `toml:"body-timeout" help:"how long a visitor of the website may send nothing of a body, or take less than 32 KiB of an answer" standard:"\"60s\""`
 }
 
 type adminSection struct {
@@ -113,246 +101,25 @@ type accessSection struct {
 	From    []string `toml:"from" help:"networks that clients have to come from, such as [\"192.0.2.0/24\"]"`
 	Tokens  string   `toml:"tokens" help:"file of the tokens of which a client has to show one; raimons token makes them"`
 	Clients []string `toml:"clients" help:"client certificates that may in: CN:, DNS:, URI: or SPKI: and a value, or \"*\" for all of client-ca"`
-	Max     int      `toml:"max" help:"tunnels open at a time; more are refused" standard:"no limit"`
+	Max     int      `toml:"max" help:"tunnels open at a time" standard:"no limit"`
+	Full    string   `toml:"when-full" help:"\"refuse\" turns more than max away, \"queue\" lets as many again wait for a place, for timeout at most" standard:"\"refuse\""`
 }
-
-// configError is a mistake in a config file.
-type configError struct {
-	file    string
-	line    int // zero: of no line in particular
-	problem string
-	fix     string
-}
-
-func (e *configError) Error() string {
-	if e.line == 0 {
-		return fmt.Sprintf("%s: %s", e.file, e.problem)
-	}
-	return fmt.Sprintf("%s:%d: %s", e.file, e.line, e.problem)
-}
-
-// Hint says what to do.
-func (e *configError) Hint() string { return e.fix }
-
-// IsConfig makes it a mistake of the user's, for the exit status.
-func (e *configError) IsConfig() bool { return true }
-
-const maxConfigFile = 1 << 20
 
 // readConfig reads the file of that name and checks that each key is known and of the right kind.
 func readConfig(name string) (*configFile, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, &command.ConfigError{Err: err, Fix: command.Hint(err)}
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfigFile+1))
-	if err != nil {
-		return nil, &command.ConfigError{Err: err, Fix: command.Hint(err)}
-	}
-	if len(text) > maxConfigFile {
-		return nil, &configError{file: name, problem: "larger than 1 MiB", fix: "a config file is a few lines: is this the right file?"}
-	}
-	return parseConfig(name, text)
+	return decodeConfig(configfile.Read(name))
 }
 
-func parseConfig(name string, text []byte) (*configFile, error) {
-	c := &configFile{name: name}
-	decoder := toml.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	err := decoder.Decode(c)
-	var unknown *toml.StrictMissingError
-	var broken *toml.DecodeError
-	switch {
-	case errors.As(err, &unknown):
-		return nil, unknownKey(name, &unknown.Errors[0])
-	case errors.As(err, &broken):
-		line, _ := broken.Position()
-		if kind := kindOf(broken.Key()); kind != "" && strings.Contains(broken.Error(), "cannot decode") {
-			key := broken.Key()
-			return nil, &configError{file: name, line: line, problem: fmt.Sprintf("%s is not %s", key[len(key)-1], kind), fix: "write " + exampleOf[kind]}
-		}
-		return nil, &configError{file: name, line: line, problem: strings.TrimPrefix(broken.Error(), "toml: "), fix: "the file is TOML (https://toml.io): texts stand in quotes, lists in brackets; docs/config.md has all keys"}
-	case err != nil:
-		return nil, &configError{file: name, problem: strings.TrimPrefix(err.Error(), "toml: "), fix: "the file is TOML (https://toml.io)"}
+func decodeConfig(file *configfile.File, err error) (*configFile, error) {
+	if err != nil {
+		return nil, err
 	}
-	c.lines = linesOf(text)
+	c := &configFile{from: file}
+	if err := file.Decode(c); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 
-// unknownKey says which key was probably meant.
-func unknownKey(file string, e *toml.DecodeError) error {
-	line, _ := e.Position()
-	key := e.Key()
-	last := key[len(key)-1]
-	section, known := sectionOf(reflect.TypeFor[configFile](), key[:len(key)-1])
-	in := ""
-	if section != "" {
-		in = " in " + section
-	}
-	fix := "known are " + strings.Join(known, ", ")
-	if near := options.Nearest(last, known); near != "" {
-		fix = fmt.Sprintf("did you mean %s?", near)
-	} else if where := sectionsWith(reflect.TypeFor[configFile](), "", last); len(where) > 0 {
-		fix = fmt.Sprintf("%s belongs to %s", last, strings.Join(where, " or "))
-	}
-	return &configError{file: file, line: line, problem: fmt.Sprintf("unknown key %q%s", last, in), fix: fix}
-}
-
-const (
-	kindText   = "a text"
-	kindTexts  = "a list of texts"
-	kindNumber = "a number"
-	kindSwitch = "true or false"
-	kindTable  = "a table"
-	kindTables = "a list of tables"
-)
-
-// exampleOf shows how values of each kind are written.
-var exampleOf = map[string]string{
-	kindText: `it in quotes, as in "text"`, kindTexts: `it in brackets, as in ["text", "text"]`, kindNumber: "it without quotes, as in 100",
-	kindSwitch: "true or false, without quotes", kindTable: "it as [name], with its keys in the lines below", kindTables: "it as [[name]], with its keys in the lines below",
-}
-
-// kindOf says what the value of a key has to be; empty if there is no such key.
-func kindOf(key []string) string {
-	t := reflect.TypeFor[configFile]()
-	for n, part := range key {
-		found := false
-		for _, f := range configKeys(t) {
-			if found = f.Tag.Get("toml") == part; !found {
-				continue
-			}
-			t = f.Type
-			break
-		}
-		if !found {
-			return ""
-		}
-		if t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct && n < len(key)-1 {
-			t = t.Elem()
-		}
-	}
-	return kindOfType(t)
-}
-
-func kindOfType(t reflect.Type) string {
-	switch t.Kind() {
-	case reflect.Bool:
-		return kindSwitch
-	case reflect.Int, reflect.Uint32:
-		return kindNumber
-	case reflect.Struct:
-		return kindTable
-	case reflect.Slice:
-		if t.Elem().Kind() == reflect.Struct {
-			return kindTables
-		}
-		return kindTexts
-	}
-	return kindText
-}
-
-// sectionOf names the table at path, as users write it, and its keys.
-func sectionOf(t reflect.Type, path []string) (name string, keys []string) {
-	for n, part := range path {
-		for _, f := range configKeys(t) {
-			if f.Tag.Get("toml") == part {
-				t = f.Type
-				name = "[" + strings.Join(path[:n+1], ".") + "]"
-				if t.Kind() == reflect.Slice {
-					t, name = t.Elem(), "["+name+"]"
-				}
-				break
-			}
-		}
-	}
-	for _, f := range configKeys(t) {
-		keys = append(keys, f.Tag.Get("toml"))
-	}
-	return name, keys
-}
-
-// sectionsWith are the tables below t that have the key.
-func sectionsWith(t reflect.Type, path, key string) (where []string) {
-	for _, f := range configKeys(t) {
-		name := f.Tag.Get("toml")
-		switch {
-		case name == key && path == "":
-			where = append(where, "the top of the file")
-		case name == key:
-			where = append(where, path)
-		}
-		below, left, right := f.Type, "[", "]"
-		if below.Kind() == reflect.Slice {
-			below, left, right = below.Elem(), "[[", "]]"
-		}
-		if below.Kind() == reflect.Struct {
-			where = append(where, sectionsWith(below, left+strings.Trim(strings.Trim(path, "[]")+"."+name, ".")+right, key)...)
-		}
-	}
-	return where
-}
-
-// configKeys are the fields of a table that stand in the file, those of embedded structs too.
-func configKeys(t reflect.Type) (fields []reflect.StructField) {
-	for f := range t.Fields() {
-		switch {
-		case f.Anonymous:
-			fields = append(fields, configKeys(f.Type)...)
-		case f.Tag.Get("toml") != "":
-			fields = append(fields, f)
-		}
-	}
-	return fields
-}
-
-// linesOf finds where keys and tables stand.
-func linesOf(text []byte) map[string]int {
-	lines := make(map[string]int)
-	seen := make(map[string]int) // arrays of tables, by path
-	table := ""
-	var p unstable.Parser
-	p.Reset(text)
-	for p.NextExpression() {
-		e := p.Expression()
-		path, line := "", 0
-		if e.Kind == unstable.KeyValue {
-			path = table
-		}
-		var parts []string
-		for it := e.Key(); it.Next(); {
-			k := it.Node()
-			parts = append(parts, string(k.Data))
-			line = bytes.Count(text[:k.Raw.Offset], []byte("\n")) + 1
-		}
-		for n, part := range parts {
-			if path != "" {
-				path += "."
-			}
-			path += part
-			if e.Kind == unstable.ArrayTable && n == len(parts)-1 {
-				seen[path]++
-			}
-			if count := seen[path]; count > 0 && e.Kind != unstable.KeyValue {
-				path = fmt.Sprintf("%s[%d]", path, count-1)
-			}
-		}
-		if e.Kind != unstable.KeyValue {
-			table = path
-		}
-		if lines[path] == 0 {
-			lines[path] = line
-		}
-	}
-	return lines
-}
-
 // wrong is a mistake at path, such as site[0].cert, or at the nearest thing around it that is in the file.
-func (c *configFile) wrong(path, problem, fix string) error {
-	e := &configError{file: c.name, problem: problem, fix: fix}
-	for e.line = c.lines[path]; e.line == 0 && path != ""; e.line = c.lines[path] {
-		path = path[:max(0, strings.LastIndexAny(path, ".["))]
-	}
-	return e
-}
+func (c *configFile) wrong(path, problem, fix string) error { return c.from.Wrong(path, problem, fix) }

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"raimon/internal/configfile"
 )
 
 var update = flag.Bool("update", false, "write the tables of docs/config.md anew")
@@ -47,9 +49,9 @@ func keyTables() string {
 	section = func(title string, t reflect.Type) {
 		fmt.Fprintf(&b, "\n### %s\n\n| key | kind | meaning | without it |\n| --- | --- | --- | --- |\n", title)
 		var below []reflect.StructField
-		for _, f := range configKeys(t) {
-			kind := kindOfType(f.Type)
-			if kind == kindTable || kind == kindTables {
+		for _, f := range configfile.Keys(t) {
+			kind := configfile.KindOf(f.Type)
+			if kind == configfile.KindTable || kind == configfile.KindTables {
 				below = append(below, f)
 				continue
 			}
@@ -79,7 +81,7 @@ func escaped(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
 func TestEveryKeyIsExplained(t *testing.T) {
 	var look func(path string, t reflect.Type)
 	look = func(path string, at reflect.Type) {
-		for _, f := range configKeys(at) {
+		for _, f := range configfile.Keys(at) {
 			key := path + f.Tag.Get("toml")
 			if f.Tag.Get("help") == "" {
 				t.Errorf("%s has no help", key)
@@ -105,7 +107,7 @@ func FuzzConfig(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c, err := parseConfig("edge.toml", text)
+		c, err := decodeConfig(configfile.Parse("edge.toml", text))
 		if (c == nil) == (err == nil) {
 			t.Fatalf("got %v and %v", c, err)
 		}

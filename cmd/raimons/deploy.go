@@ -77,7 +77,7 @@ func runConfig(ctx context.Context, job *command.Job) (err error) {
 			}
 		}()
 	}
-	err = d.server.Apply(ctx, config)
+	err = d.inUse(d.server.Apply(ctx, config))
 	d.server.Metrics.Reloaded(err)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"raimon/edge"
 	"raimon/internal/command"
+	"raimon/internal/configfile"
 	"raimon/internal/options"
 	"raimon/internal/tunneltest"
 )
@@ -75,7 +76,7 @@ func machineOfDocs(t *testing.T) *strings.Replacer {
 
 // check is raimons check.
 func check(t *testing.T, text string) error {
-	file, err := parseConfig("edge.toml", []byte(text))
+	file, err := decodeConfig(configfile.Parse("edge.toml", []byte(text)))
 	if err != nil {
 		return err
 	}

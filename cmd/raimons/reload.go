@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"raimon/internal/command"
+	"raimon/internal/configfile"
 	"raimon/internal/control"
 	"raimon/internal/service"
 )
@@ -148,10 +149,10 @@ func (d *deployment) reload(ctx context.Context) (err error) {
 	}
 	const untilThen = "restart the edge; until then the old config goes on. With -no-sandbox there are no such limits"
 	if missing := d.sandbox.Missing(d.reach(file)); len(missing) > 0 {
-		return &configError{file: file.name, problem: "the sandbox of the running edge does not reach " + strings.Join(missing, ", "), fix: untilThen}
+		return &configfile.Error{File: file.from.Name, Problem: "the sandbox of the running edge does not reach " + strings.Join(missing, ", "), Fix: untilThen}
 	}
 	if d.sandbox != nil && file.runsPrograms() {
-		return &configError{file: file.name, problem: "the sandbox of the running edge does not let programs run", fix: untilThen}
+		return &configfile.Error{File: file.from.Name, Problem: "the sandbox of the running edge does not let programs run", Fix: untilThen}
 	}
 	config, next, err := d.build(file)
 	if err == nil {
@@ -175,7 +176,7 @@ func (d *deployment) reload(ctx context.Context) (err error) {
 		}
 	}
 	d.file = file
-	d.job.Log.Info("config taken up", "file", file.name, "listeners", len(config.Listeners), "sites", len(config.Sites))
+	d.job.Log.Info("config taken up", "file", file.from.Name, "listeners", len(config.Listeners), "sites", len(config.Sites))
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 
 	"raimon/internal/command"
 	"raimon/internal/handover"
@@ -60,6 +61,22 @@ func (d *deployment) takeListeners(ctx context.Context) (commit func(error) erro
 		}
 	}
 	return commit, nil
+}
+
+// inUse adds to the hint of err, where somebody listens at an address of ours, that it may be an edge to take over from.
+func (d *deployment) inUse(err error) error {
+	if !errors.Is(err, syscall.EADDRINUSE) || d.job.TakeOver || d.storagePath(handOverSocket) == "" {
+		return err
+	}
+	return inUseError{err}
+}
+
+type inUseError struct{ error }
+
+func (e inUseError) Unwrap() error { return e.error }
+
+func (e inUseError) Hint() string {
+	return command.Hint(e.error) + "; or, if it is a raimons with the same storage, add -take-over: its tunnels go on"
 }
 
 const (

@@ -34,7 +34,7 @@ func (c *configFile) runsPrograms() bool {
 
 // reach are the files that the config needs.
 func (d *deployment) reach(c *configFile) sandbox.Paths {
-	p := sandbox.Paths{Read: []string{c.name, c.ACME.Root, c.Admin.Token}, Write: dns.Files(c.ACME.DNS)}
+	p := sandbox.Paths{Read: []string{c.from.Name, c.ACME.Root, c.Admin.Token}, Write: dns.Files(c.ACME.DNS)}
 	for _, s := range c.Sites {
 		p.Read = append(p.Read, s.Cert, s.Key, s.OCSP, s.Root, s.ClientCA, s.ClientCRL, s.Tokens)
 		for _, r := range s.Routes {

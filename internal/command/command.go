@@ -165,7 +165,7 @@ func (i *invocation) parse(args []string, env func(string) (string, bool)) error
 func (i *invocation) parseConfigFile(flags flagValues, words []string) error {
 	switch {
 	case i.RunConfig == nil:
-		return &ConfigError{errors.New("flag -config: it is for raimons"), i.Side.String() + " -h shows how it is called"}
+		return &ConfigError{errors.New("flag -config: it is not known here"), i.Side.String() + " -h shows how it is called"}
 	case len(words) > 0:
 		return &ConfigError{fmt.Errorf("flag -config: %q is one argument too many", words[0]), "addresses and options stand in the file then"}
 	}
@@ -276,6 +276,15 @@ func (i *invocation) remoteName() string {
 
 // prepare completes job and tells about options that are ignored.
 func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
+	settings, err := options.Split(option)
+	if err != nil {
+		return err
+	}
+	if i.Side == options.Client {
+		if settings, err = job.takeURLs(settings); err != nil {
+			return err
+		}
+	}
 	addresses := job.Listen
 	if job.Word == "" && job.Config == "" || slices.Contains(i.Words, job.Word) {
 		addresses = append([]string{job.Remote}, addresses...)
@@ -285,7 +294,7 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 			return &ConfigError{err, "addresses are host:port, [ipv6]:port, :port or unix:/path"}
 		}
 	}
-	o, err := options.Parse(i.Side, option)
+	o, err := options.ParseSettings(i.Side, settings)
 	if err != nil {
 		return err
 	}
@@ -304,6 +313,28 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 	return nil
 }
 
+// takeURLs makes plain addresses of those that are URLs, and adds to settings what these say.
+func (job *Job) takeURLs(settings []options.Setting) (_ []options.Setting, err error) {
+	if job.Remote, settings, err = options.Remote(job.Remote, settings); err != nil {
+		return nil, aboutAddress(err)
+	}
+	for n := range job.Listen {
+		if job.Listen[n], settings, err = options.Listen(job.Listen[n], settings); err != nil {
+			return nil, aboutAddress(err)
+		}
+	}
+	return settings, nil
+}
+
+// aboutAddress makes of an options.Error, whose Option is the name of an argument here, one that says so.
+func aboutAddress(err error) error {
+	var e *options.Error
+	if errors.As(err, &e) {
+		return &ConfigError{fmt.Errorf("%s: %s", e.Option, e.Problem), e.Hint}
+	}
+	return err
+}
+
 // lifetime returns a context that ends with the first SIGTERM or interrupt. The second ends the
 // process at once. A plugin ends at once with the first, or with its parent.
 func (i *invocation) lifetime() (context.Context, func()) {
@@ -312,7 +343,7 @@ func (i *invocation) lifetime() (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	if i.Side == options.Client && !signal.Ignored(syscall.SIGHUP) {
+	if i.Side == options.Client && i.job.Config == "" && !signal.Ignored(syscall.SIGHUP) {
 		signal.Notify(signals, syscall.SIGHUP) // a closed terminal; ssh to its ProxyCommand
 	}
 	go func() {

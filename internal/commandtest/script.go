@@ -27,6 +27,7 @@ import (
 //	                         $name_pin the pin of a self-signed certificate
 //	log <name> <regexp>      waits until the log of name matches; with ! it must not match now
 //	end <name>               ends it with SIGTERM; the exit status must be 0
+//	hangup <name>            sends it SIGHUP
 //	status <n> <program> [argument ...]
 //	                         runs to the end; the exit status must be n
 //	say <address> <text>     sends text, ends its direction, and has the answer as stdout;
@@ -76,6 +77,7 @@ func Scripts(t *testing.T) {
 			"start":  startCommand,
 			"log":    logCommand,
 			"end":    endCommand,
+			"hangup": hangupCommand,
 			"status": statusCommand,
 			"say":    sayCommand,
 			"port":   portCommand,
@@ -135,6 +137,11 @@ func logCommand(ts *testscript.TestScript, neg bool, args []string) {
 	} else if line := pattern.FindString(p.Log.String()); line != "" {
 		ts.Fatalf("unexpected in the log of %s: %s", args[0], line)
 	}
+}
+
+func hangupCommand(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 1, "hangup name")
+	ts.Check(running(ts, args[0]).cmd.Process.Signal(syscall.SIGHUP))
 }
 
 func endCommand(ts *testscript.TestScript, neg bool, args []string) {

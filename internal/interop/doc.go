@@ -1,4 +1,5 @@
 // Package interop holds the tests against programs of others: install.sh gets them, "make interop" runs the tests.
 //
-// They need the build tag interop. A program that is not there fails its test and names itself.
+// They need the build tag interop. A program that is not there fails its test and names itself;
+// h2spec, which depends on what a Go module proxy has, skips it.
 package interop

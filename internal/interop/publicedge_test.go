@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,15 +28,16 @@ type pebble struct {
 	IssuingRoot string // file: what its certificates are signed by
 }
 
-// startPebble starts a CA that validates at address, and at web for HTTP-01; its certificates are good for lifetime.
-func startPebble(t testing.TB, address, web, lifetime string) (ca pebble) {
+// startPebble starts a CA that validates at address, and at web for HTTP-01; its certificates are good for lifetime. Flags
+// say what else is special about it.
+func startPebble(t testing.TB, address, web, lifetime string, flags ...string) (ca pebble) {
 	t.Helper()
 	dir := t.TempDir()
 	build := exec.Command("go", "build", "-C", "../acmetest", "-o", dir, "./pebble")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%q: %v\n%s", build.Args, err, out)
 	}
-	p := start(t, filepath.Join(dir, "pebble"), nil, "-dir", dir, "-tls-to", address, "-http-to", web, "-profile", "brief="+lifetime)
+	p := start(t, filepath.Join(dir, "pebble"), nil, append([]string{"-dir", dir, "-tls-to", address, "-http-to", web, "-profile", "brief=" + lifetime}, flags...)...)
 	if err := json.Unmarshal([]byte(p.await(t, `\{"directory".*\}`)[0]), &ca); err != nil {
 		t.Fatal(err)
 	}
@@ -73,13 +73,14 @@ rate = -1
 per-address = -1
 `
 
-// newPublicEdge starts an edge that has yet to obtain its certificates, and a CA; sites is the end of the config file.
-func newPublicEdge(t testing.TB, lifetime, sites string) *publicEdge {
+// newPublicEdge starts an edge that has yet to obtain its certificates, and a CA; sites is the end of the config file,
+// flags are the CA's.
+func newPublicEdge(t testing.TB, lifetime, sites string, flags ...string) *publicEdge {
 	t.Helper()
 	dir := t.TempDir()
 	e := &publicEdge{address: freePort(), web: freePort(), config: filepath.Join(dir, "edge.toml"),
 		storage: filepath.Join(dir, "storage"), admin: filepath.Join(dir, "admin.sock")}
-	e.ca = startPebble(t, e.address, e.web, lifetime)
+	e.ca = startPebble(t, e.address, e.web, lifetime, flags...)
 	e.write(t, "", sites)
 	e.start(t)
 	return e
@@ -185,11 +186,41 @@ func (e *publicEdge) hangup(t testing.TB) bool {
 // goroutines is how many the edge has, by its metrics.
 func (e *publicEdge) goroutines(t testing.TB) int {
 	t.Helper()
+	n, found := e.metrics(t)["go_goroutines"]
+	if !found {
+		t.Fatal("no go_goroutines in the metrics")
+	}
+	return int(n)
+}
+
+// metrics are the values of all series.
+func (e *publicEdge) metrics(t testing.TB) map[string]float64 {
+	t.Helper()
+	text := e.askAdmin(t, "/metrics")
+	values := make(map[string]float64)
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		line = strings.TrimSpace(line)
+		end := strings.LastIndex(line, " ") // labels may have some, too
+		n, err := strconv.ParseFloat(line[end+1:], 64)
+		if err != nil {
+			t.Fatalf("metric %q: %v", line, err)
+		}
+		values[line[:max(end, 0)]] = n
+	}
+	return values
+}
+
+// askAdmin returns what the admin says at path, whatever the status.
+func (e *publicEdge) askAdmin(t testing.TB, path string) string {
+	t.Helper()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", e.admin)
 		}}}
-	response, err := client.Get("http://localhost/metrics")
+	response, err := client.Get("http://localhost" + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,15 +229,7 @@ func (e *publicEdge) goroutines(t testing.TB) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(text)
-	if m == nil {
-		t.Fatalf("no go_goroutines in the metrics: %s", trim(string(text), 300))
-	}
-	n, err := strconv.Atoi(string(m[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return string(text)
 }
 
 // complaints are the lines of the log above info whose message is none of expected.

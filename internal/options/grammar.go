@@ -2,29 +2,29 @@ package options
 
 import "strings"
 
-// pair is one option. A switch has an empty value, as has "key=".
-type pair struct {
-	key, value string
+// Setting is one option. A switch has an empty value, as has "key=".
+type Setting struct {
+	Key, Value string
 }
 
-// split takes an option string apart. Its error is an *Error.
-func split(s string) ([]pair, error) {
-	var pairs []pair
+// Split takes an option string apart. Its error is an *Error.
+func Split(s string) ([]Setting, error) {
+	var settings []Setting
 	var key string
 	var text []byte
 	hasKey := false
 	for i := 0; i <= len(s); i++ {
 		switch {
 		case i == len(s) || s[i] == ';':
-			p := pair{key: strings.TrimSpace(string(text))}
+			p := Setting{Key: strings.TrimSpace(string(text))}
 			if hasKey {
-				p = pair{key, p.key}
+				p = Setting{key, p.Key}
 			}
-			if p.key == "" && hasKey {
+			if p.Key == "" && hasKey {
 				return nil, mistake("", `nothing stands before "="`, `write key=value, and \; for a ";" inside a value`)
 			}
-			if p.key != "" {
-				pairs = append(pairs, p)
+			if p.Key != "" {
+				settings = append(settings, p)
 			}
 			key, text, hasKey = "", nil, false
 		case s[i] == '=' && !hasKey:
@@ -38,18 +38,34 @@ func split(s string) ([]pair, error) {
 			text = append(text, s[i])
 		}
 	}
-	return pairs, nil
+	return settings, nil
 }
 
 // nearest returns the key of side's options that someone who typed key most likely meant, empty if there is none.
-func nearest(side Side, key string) string {
-	var known []string
+func nearest(side Side, key string) string { return Nearest(key, Keys(side)) }
+
+// Keys are those of side's options, in the order of its help.
+func Keys(side Side) (keys []string) {
 	for _, row := range table {
 		if row.sides&only(side) != 0 {
-			known = append(known, row.key)
+			keys = append(keys, row.key)
 		}
 	}
-	return Nearest(key, known)
+	return keys
+}
+
+// IsSwitch tells whether side has an option of that key that takes no value.
+func IsSwitch(side Side, key string) bool {
+	row := lookup(side, key)
+	return row != nil && row.arg == ""
+}
+
+// Needs is the key without which side's option of that key is refused: ws or tls; empty: it stands alone.
+func Needs(side Side, key string) string {
+	if row := lookup(side, key); row != nil {
+		return row.needs
+	}
+	return ""
 }
 
 // Nearest returns the one of known that someone who typed key most likely meant, empty if there is none.

@@ -71,6 +71,10 @@ type Options struct {
 	DNS      string // DNS-01 provider
 	OnDemand string // URL or command
 
+	Socks bool          // client: programs choose their target, in SOCKS5 or HTTP; only with WS
+	Pool  int           // client: connections kept ready
+	Wait  time.Duration // client: for an edge that cannot be reached; zero: not at all
+
 	Proxy      string // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
 	FastOpen   bool
 	Fwmark     uint32 // zero: none
@@ -113,12 +117,17 @@ func (e *Error) Error() string {
 // trimmed and empty options skipped. A backslash takes the meaning from a ";", "=" or backslash after it. Before any
 // other character it stands for itself: C:\x is what it looks like, but \\host\x is written \\\\host\x.
 func Parse(side Side, s string) (*Options, error) {
-	pairs, err := split(s)
+	settings, err := Split(s)
 	if err != nil {
 		return nil, err
 	}
+	return ParseSettings(side, settings)
+}
+
+// ParseSettings is Parse for options that are apart already.
+func ParseSettings(side Side, settings []Setting) (*Options, error) {
 	o := defaults(side)
-	given, err := o.read(side, pairs)
+	given, err := o.read(side, settings)
 	if err == nil {
 		err = o.check(side, given)
 	}
@@ -138,34 +147,34 @@ func defaults(side Side) *Options {
 		Ping:    defaultPing,
 	}
 	if side == Client {
-		o.Mask = "skip"
+		o.Mask, o.Wait = "skip", defaultWait
 	}
 	return o
 }
 
-// read sets the fields that pairs name and returns the keys that did so.
-func (o *Options) read(side Side, pairs []pair) (given map[string]bool, err error) {
+// read sets the fields that settings name and returns the keys that did so.
+func (o *Options) read(side Side, settings []Setting) (given map[string]bool, err error) {
 	given = make(map[string]bool)
 	seen := make(map[string]bool)
-	for _, p := range pairs {
-		if seen[p.key] {
-			o.warn("option %q is repeated: the first one counts", p.key)
+	for _, p := range settings {
+		if seen[p.Key] {
+			o.warn("option %q is repeated: the first one counts", p.Key)
 			continue
 		}
-		seen[p.key] = true
+		seen[p.Key] = true
 
-		row := lookup(side, p.key)
+		row := lookup(side, p.Key)
 		if row == nil {
-			o.warnUnused(side, p.key)
+			o.warnUnused(side, p.Key)
 			continue
 		}
-		if row.optional && p.value == "" {
+		if row.optional && p.Value == "" {
 			continue
 		}
-		if err := row.apply(o, p.value); err != nil {
-			return nil, about(p.key, err)
+		if err := row.apply(o, p.Value); err != nil {
+			return nil, about(p.Key, err)
 		}
-		given[p.key] = true
+		given[p.Key] = true
 	}
 	return given, nil
 }

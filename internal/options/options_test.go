@@ -68,6 +68,8 @@ var parseTests = []struct {
 
 	// WebSocket
 	{Client, "ws;host=example.com;path=/ws;mask=fixed", func(o *Options) { ws(o); o.Mask = "fixed" }, nil},
+	{Client, "ws;host=example.com;path=/ws;socks;pool=3;wait=1m", func(o *Options) { ws(o); o.Socks, o.Pool, o.Wait = true, 3, time.Minute }, nil},
+	{Client, "wait=0", func(o *Options) { o.Wait = 0 }, nil},
 	{Client, "ws;host=example.com;path=/ws;mask=standard", func(o *Options) { ws(o); o.Mask = "standard" }, nil},
 	{Client, "ws;host=example.com;path=/ws;mask=skipped", ws, nil},
 	{Server, "ws;host=example.com;path=/ws", ws, nil},
@@ -157,7 +159,7 @@ func TestParse(t *testing.T) {
 		t.Run(test.side.String()+" "+test.s, func(t *testing.T) {
 			want := &Options{Timeout: 10 * time.Second, Drain: 10 * time.Second, Linger: time.Minute, Ping: 30 * time.Second}
 			if test.side == Client {
-				want.Mask = "skip"
+				want.Mask, want.Wait = "skip", 15*time.Second
 			}
 			if test.want != nil {
 				test.want(want)
@@ -414,23 +416,23 @@ func certificate(t testing.TB) []byte {
 func TestSplit(t *testing.T) {
 	for _, test := range []struct {
 		s    string
-		want []pair
+		want []Setting
 	}{
 		{"", nil},
 		{";", nil},
-		{"a", []pair{{"a", ""}}},
-		{"a=", []pair{{"a", ""}}},
-		{"a==b", []pair{{"a", "=b"}}},
-		{"a=b=c", []pair{{"a", "b=c"}}},
-		{`a\=b=c`, []pair{{"a=b", "c"}}},
-		{`\;=\;`, []pair{{";", ";"}}},
-		{`a=\\\;b;c`, []pair{{"a", `\;b`}, {"c", ""}}},
-		{`a=\\;b`, []pair{{"a", `\`}, {"b", ""}}},
-		{`a=\x\ y`, []pair{{"a", `\x\ y`}}},
-		{"a = b c ; d", []pair{{"a", "b c"}, {"d", ""}}},
-		{`a= \= `, []pair{{"a", "="}}},
+		{"a", []Setting{{"a", ""}}},
+		{"a=", []Setting{{"a", ""}}},
+		{"a==b", []Setting{{"a", "=b"}}},
+		{"a=b=c", []Setting{{"a", "b=c"}}},
+		{`a\=b=c`, []Setting{{"a=b", "c"}}},
+		{`\;=\;`, []Setting{{";", ";"}}},
+		{`a=\\\;b;c`, []Setting{{"a", `\;b`}, {"c", ""}}},
+		{`a=\\;b`, []Setting{{"a", `\`}, {"b", ""}}},
+		{`a=\x\ y`, []Setting{{"a", `\x\ y`}}},
+		{"a = b c ; d", []Setting{{"a", "b c"}, {"d", ""}}},
+		{`a= \= `, []Setting{{"a", "="}}},
 	} {
-		got, err := split(test.s)
+		got, err := Split(test.s)
 		if err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("%s: got %q, %v; want %q", test.s, got, err, test.want)
 		}
@@ -532,11 +534,11 @@ func FuzzParse(f *testing.F) {
 			checkInvariants(t, side, o)
 		}
 
-		pairs, err := split(s)
+		pairs, err := Split(s)
 		if err != nil {
 			return
 		}
-		again, err := split(join(pairs))
+		again, err := Split(join(pairs))
 		if err != nil || !slices.Equal(again, pairs) {
 			t.Errorf("%q became %q, %v", pairs, again, err)
 		}
@@ -572,10 +574,10 @@ func checkInvariants(t *testing.T, side Side, o *Options) {
 }
 
 // join is the inverse of split.
-func join(pairs []pair) string {
+func join(pairs []Setting) string {
 	var texts []string
 	for _, p := range pairs {
-		texts = append(texts, quote(p.key)+"="+quote(p.value))
+		texts = append(texts, quote(p.Key)+"="+quote(p.Value))
 	}
 	return strings.Join(texts, ";")
 }

@@ -10,6 +10,8 @@ const (
 	defaultDrain   = 10 * time.Second
 	defaultLinger  = 60 * time.Second
 	defaultPing    = 30 * time.Second
+	defaultWait    = 15 * time.Second
+	maxPool        = 64
 )
 
 // automaticGroup is what only matters where certificates are obtained.
@@ -267,6 +269,26 @@ var table = []option{
 		key: "fwmark", arg: "<number>", sides: both, group: "Network",
 		help: "mark outgoing packets with this number (SO_MARK, Linux)",
 		set:  func(o *Options, v string) error { return setMark(&o.Fwmark, v) },
+	},
+
+	{
+		key: "socks", sides: client, group: "Local programs", needs: "ws",
+		help: "let programs choose where to, with SOCKS5 or HTTP CONNECT on the listen address, as far as the edge's targets allow; " +
+			"socks://host:port in place of the listen address says the same",
+		set: func(o *Options, _ string) error { o.Socks = true; return nil },
+	},
+	{
+		key: "pool", arg: "<number>", sides: client, group: "Local programs",
+		help: "keep this many connections to the edge ready, so that a program waits for no handshake; towards others than " +
+			"raimons with ws they reach the target at once, which then has to bear with silence",
+		standard: "0",
+		set:      func(o *Options, v string) error { return setCount(&o.Pool, v, maxPool) },
+	},
+	{
+		key: "wait", arg: "<time>", sides: client, group: "Local programs",
+		help:     "how long a program waits while the edge cannot be reached; 0 turns it away at once",
+		standard: seconds(defaultWait),
+		set:      func(o *Options, v string) error { return setTime(&o.Wait, v, 0) },
 	},
 
 	{

@@ -202,6 +202,16 @@ func setMark(field *uint32, v string) error {
 	return nil
 }
 
+// setCount takes a number from 0 to limit.
+func setCount(field *int, v string, limit int) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 || n > limit {
+		return problem(fmt.Sprintf("it is not a number from 0 to %d", limit), "write a number such as 2")
+	}
+	*field = n
+	return nil
+}
+
 func setMode(o *Options, v string) error {
 	switch strings.ToLower(v) {
 	case "websocket":

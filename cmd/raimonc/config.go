@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"raimon/internal/client"
+	"raimon/internal/command"
+)
+
+const checkHelp = `raimonc check says whether raimonc would start with a config file, and why not.
+
+    raimonc check <file>
+
+It reads all that the file names: certificates, keys, tokens. It opens no port and reaches no edge; raimonc doctor
+does that.
+
+Exit status: 0 when raimonc would start, 23 when the file is wrong.
+`
+
+var checkCommand = command.Command{Name: "check", Help: checkHelp, Actions: []command.Action{{Argument: "file"}}, Run: check}
+
+func check(ctx context.Context, job *command.Job) error {
+	all, err := readProfiles(job.Argument)
+	if err != nil {
+		return err
+	}
+	for _, warning := range all.warnings {
+		job.Log.Warn(warning)
+	}
+	tunnels, err := all.build(ctx, job)
+	if err != nil {
+		return err
+	}
+	plural := "s"
+	if len(tunnels) == 1 {
+		plural = ""
+	}
+	fmt.Fprintf(job.Stdout, "%s is fine: %d tunnel%s\n", job.Argument, len(tunnels), plural)
+	return nil
+}
+
+// runConfig is run with a config file.
+func runConfig(ctx context.Context, job *command.Job) error {
+	f := &follower{job: job, client: &client.Client{Log: job.Log, Hint: command.Hint}}
+	if err := f.load(ctx); err != nil {
+		return err
+	}
+	defer f.client.Close()
+	background, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	running.Go(func() { f.reloadOnSignal(background) })
+	return f.client.Run(ctx)
+}
+
+// follower is a client that does what a config file says.
+type follower struct {
+	job    *command.Job
+	client *client.Client
+}
+
+// load takes up what the file says now. Where that is wrong, nothing changes.
+func (f *follower) load(ctx context.Context) error {
+	all, err := readProfiles(f.job.Config)
+	if err != nil {
+		return err
+	}
+	if all.logLevel != "" && f.job.Options.LogLevel == "" {
+		f.job.SetLogLevel(all.logLevel)
+	}
+	for _, warning := range all.warnings {
+		f.job.Log.Warn(warning)
+	}
+	tunnels, err := all.build(ctx, f.job)
+	if err != nil {
+		return err
+	}
+	if err := f.client.Apply(ctx, tunnels); err != nil {
+		return all.aboutListener(err)
+	}
+	return nil
+}
+
+// reloadOnSignal loads the file anew with each SIGHUP until ctx ends.
+func (f *follower) reloadOnSignal(ctx context.Context) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+		}
+		if err := f.load(ctx); err != nil {
+			f.job.Log.Error("config refused, the old one goes on", "error", err, "hint", command.Hint(err))
+			continue
+		}
+		f.job.Log.Info("config taken up", "file", f.job.Config)
+	}
+}

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"raimon/internal/client"
+	"raimon/internal/command"
+	"raimon/internal/configfile"
+	"raimon/internal/options"
+	"raimon/tunnel"
+)
+
+// defaultsTable is the table of the config file that is no tunnel: its options hold for all.
+const defaultsTable = "defaults"
+
+// profiles is what a config file says: tunnels by name, each in one line or as a table of options.
+//
+//	ssh = "127.0.0.1:2222 -> wss://edge.example.com/ssh"
+//
+//	[db]
+//	listen = "127.0.0.1:5432"
+//	remote = "wss://edge.example.com/db"
+//	pool = 2
+//
+//	[defaults]
+//	token = "file:/home/me/.config/raimon/token"
+type profiles struct {
+	file     *configfile.File
+	defaults []options.Setting
+	logLevel string // empty: not given
+	tunnels  []*profile
+	warnings []string
+}
+
+// profile is one tunnel.
+type profile struct {
+	name    string
+	listen  []string
+	remote  string
+	options *options.Options
+
+	without []string // switches that it says are off
+}
+
+// readProfiles reads the file of that name and checks all that can be checked without opening other files.
+func readProfiles(name string) (*profiles, error) {
+	return parseProfiles(configfile.Read(name))
+}
+
+func parseProfiles(file *configfile.File, err error) (*profiles, error) {
+	if err != nil {
+		return nil, err
+	}
+	table, err := file.Table()
+	if err != nil {
+		return nil, err
+	}
+	all := &profiles{file: file}
+	if err := all.readDefaults(table[defaultsTable]); err != nil {
+		return nil, err
+	}
+	delete(table, defaultsTable)
+	for _, name := range byLine(file, "", table) {
+		p, err := all.read(name, table[name])
+		if err != nil {
+			return nil, err
+		}
+		all.tunnels = append(all.tunnels, p)
+	}
+	if len(all.tunnels) == 0 {
+		return nil, file.Wrong("", "there is no tunnel in it", `add a line such as ssh = "127.0.0.1:2222 -> wss://edge.example.com/ssh"`)
+	}
+	return all, all.checkAddresses()
+}
+
+// byLine are the keys of a table in the order of the file.
+func byLine(file *configfile.File, path string, table map[string]any) []string {
+	var keys []string
+	for key := range table {
+		keys = append(keys, key)
+	}
+	slices.SortFunc(keys, func(a, b string) int {
+		return cmp.Or(cmp.Compare(file.Line(path+a), file.Line(path+b)), strings.Compare(a, b))
+	})
+	return keys
+}
+
+// readDefaults reads the options that hold for all tunnels that do not say otherwise.
+func (all *profiles) readDefaults(value any) error {
+	if value == nil {
+		return nil
+	}
+	table, ok := value.(map[string]any)
+	if !ok {
+		return all.file.Wrong(defaultsTable, defaultsTable+" is not a table", "write it as ["+defaultsTable+"], with its keys in the lines below")
+	}
+	settings, err := all.settings(defaultsTable, table, nil)
+	if err != nil {
+		return err
+	}
+	for _, s := range settings {
+		if s.Key == "loglevel" {
+			all.logLevel = s.Value
+		} else {
+			all.defaults = append(all.defaults, s)
+		}
+	}
+	// The tunnels leave out what does not fit them; what no tunnel could take is wrong here.
+	if _, err := options.ParseSettings(options.Client, append(slices.Clone(settings), fitting...)); err != nil {
+		return all.about(defaultsTable, err)
+	}
+	return nil
+}
+
+// fitting is what a tunnel says for which every default has a meaning.
+var fitting = []options.Setting{{Key: "ws"}, {Key: "host", Value: "a.example"}, {Key: "path", Value: "/"}, {Key: "tls"}, {Key: "sni", Value: "a.example"}}
+
+// own are the keys of a tunnel that are no options.
+var own = []string{"listen", "remote"}
+
+// read reads the tunnel of that name.
+func (all *profiles) read(name string, value any) (*profile, error) {
+	p := &profile{name: name}
+	var settings []options.Setting
+	switch value := value.(type) {
+	case string:
+		listen, remote, err := options.Short(value)
+		if err != nil {
+			return nil, all.file.Wrong(name, err.Error(), fmt.Sprintf(`write %s = "127.0.0.1:2222 -> wss://edge.example.com/ssh"; for options, make it a table: [%s]`, name, name))
+		}
+		p.listen, p.remote = []string{listen}, remote
+	case map[string]any:
+		var err error
+		if settings, err = all.settings(name, value, p); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, all.file.Wrong(name, name+" is neither a line nor a table",
+			fmt.Sprintf(`write %s = "127.0.0.1:2222 -> wss://edge.example.com/ssh", or [%s] with listen and remote below it`, name, name))
+	}
+	switch {
+	case len(p.listen) == 0:
+		return nil, all.file.Wrong(name, name+": listen is missing", `add listen = "127.0.0.1:2222", the address for programs of this machine`)
+	case p.remote == "":
+		return nil, all.file.Wrong(name, name+": remote is missing", `add remote = "wss://edge.example.com/ssh", the address of the edge`)
+	}
+	return p, all.complete(p, settings)
+}
+
+// complete adds what the addresses say, and the defaults, and makes the options.
+func (all *profiles) complete(p *profile, settings []options.Setting) (err error) {
+	if p.remote, settings, err = options.Remote(p.remote, settings); err != nil {
+		return all.about(p.name, err)
+	}
+	for n := range p.listen {
+		if p.listen[n], settings, err = options.Listen(p.listen[n], settings); err != nil {
+			return all.about(p.name, err)
+		}
+	}
+	for _, s := range all.defaults {
+		needs := options.Needs(options.Client, s.Key)
+		if !has(settings, s.Key) && !slices.Contains(p.without, s.Key) && (needs == "" || has(settings, needs)) {
+			settings = append(settings, s)
+		}
+	}
+	for key, addresses := range map[string][]string{"listen": p.listen, "remote": {p.remote}} {
+		for _, address := range addresses {
+			if _, _, err := tunnel.ParseAddress(address); err != nil {
+				return all.file.Wrong(p.name+"."+key, err.Error(), "addresses are host:port, [ipv6]:port, :port or unix:/path")
+			}
+		}
+	}
+	p.options, err = options.ParseSettings(options.Client, settings)
+	if err != nil {
+		return all.about(p.name, err)
+	}
+	for _, warning := range p.options.Warnings {
+		all.warnings = append(all.warnings, fmt.Sprintf("%s: %s: %s", all.file.Name, p.name, warning))
+	}
+	return nil
+}
+
+func has(settings []options.Setting, key string) bool {
+	return slices.ContainsFunc(settings, func(s options.Setting) bool { return s.Key == key })
+}
+
+// settings are the options in a table. Listen and remote go to p, where there is one.
+func (all *profiles) settings(name string, table map[string]any, p *profile) (settings []options.Setting, err error) {
+	known := options.Keys(options.Client)
+	if p != nil {
+		known = append(slices.Clone(own), known...)
+	}
+	for _, key := range byLine(all.file, name+".", table) {
+		path := name + "." + key
+		switch {
+		case !slices.Contains(known, key):
+			return nil, all.unknown(path, key, known)
+		case key == "loglevel" && p != nil:
+			return nil, all.file.Wrong(path, "loglevel is for all tunnels together", "move it into ["+defaultsTable+"]")
+		}
+		texts, isSwitch, err := all.texts(path, table[key])
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case key == "listen":
+			p.listen = texts
+		case key == "remote" && len(texts) != 1:
+			return nil, all.file.Wrong(path, "remote is not a text", `write one address: remote = "wss://edge.example.com/ssh"`)
+		case key == "remote":
+			p.remote = texts[0]
+		case isSwitch != options.IsSwitch(options.Client, key) && isSwitch:
+			return nil, all.file.Wrong(path, key+" is not a text", `write it in quotes, as in "text"; many options know "off"`)
+		case isSwitch != options.IsSwitch(options.Client, key):
+			return nil, all.file.Wrong(path, key+" is not true or false", "write true or false, without quotes")
+		case isSwitch && table[key] == false:
+			if p != nil {
+				p.without = append(p.without, key)
+			}
+		default:
+			settings = append(settings, options.Setting{Key: key, Value: strings.Join(texts, ",")})
+		}
+	}
+	return settings, nil
+}
+
+// unknown says which key was probably meant.
+func (all *profiles) unknown(path, key string, known []string) error {
+	fix := "docs/client.md has all keys"
+	if near := options.Nearest(key, known); near != "" {
+		fix = fmt.Sprintf("did you mean %s?", near)
+	}
+	return all.file.Wrong(path, fmt.Sprintf("unknown key %q", key), fix)
+}
+
+// texts makes an option of a value: a text, a number, a list of texts, or true and false.
+func (all *profiles) texts(path string, value any) (texts []string, isSwitch bool, err error) {
+	switch value := value.(type) {
+	case string:
+		return []string{value}, false, nil
+	case int64:
+		return []string{strconv.FormatInt(value, 10)}, false, nil
+	case bool:
+		return nil, true, nil
+	case []any:
+		for _, item := range value {
+			text, ok := item.(string)
+			if !ok {
+				return nil, false, all.file.Wrong(path, "the list has something else than texts in it", `write it as ["text", "text"]`)
+			}
+			texts = append(texts, text)
+		}
+		return texts, false, nil
+	}
+	return nil, false, all.file.Wrong(path, "this kind of value has no meaning here", `write a text in quotes, as in "30s"`)
+}
+
+// about puts the mistake of an option where it stands in the file.
+func (all *profiles) about(name string, err error) error {
+	var option *options.Error
+	if !errors.As(err, &option) {
+		return all.file.Wrong(name, err.Error(), command.Hint(err))
+	}
+	return all.file.Wrong(name+"."+option.Option, fmt.Sprintf("%s: %s", cmp.Or(option.Option, name), option.Problem), inFile(option.Hint))
+}
+
+// optionInHint is an option as a hint has it for a command line.
+var optionInHint = regexp.MustCompile(`\b([a-zA-Z-]+)=([^\s;,]+);?`)
+
+// inFile writes the options of a hint as a config file has them.
+func inFile(hint string) string { return optionInHint.ReplaceAllString(hint, `$1 = "$2" `) }
+
+// checkAddresses refuses two tunnels on one address.
+func (all *profiles) checkAddresses() error {
+	owners := make(map[string]string)
+	for _, p := range all.tunnels {
+		for _, address := range p.listen {
+			if other := owners[address]; other != "" {
+				return all.file.Wrong(p.name+".listen", fmt.Sprintf("%s listens on %s already", other, address), "each tunnel has an address of its own")
+			}
+			owners[address] = p.name
+		}
+	}
+	return nil
+}
+
+// optionInError is how an error that is about an option begins.
+var optionInError = regexp.MustCompile(`^option "([^"]+)": `)
+
+// build makes the tunnels, with what their options name.
+func (all *profiles) build(ctx context.Context, job *command.Job) ([]*client.Tunnel, error) {
+	var tunnels []*client.Tunnel
+	for _, p := range all.tunnels {
+		own := *job
+		own.Listen, own.Remote, own.Options, own.Log = p.listen, p.remote, p.options, job.Log.With("tunnel", p.name)
+		t, err := newTunnel(p.name, &own)
+		if err != nil {
+			key, problem := "", err.Error()
+			if m := optionInError.FindStringSubmatch(problem); m != nil {
+				key, problem = "."+m[1], m[1]+problem[len(m[0])-2:]
+			}
+			return nil, all.file.Wrong(p.name+key, problem, inFile(command.Hint(err)))
+		}
+		tunnels = append(tunnels, t)
+	}
+	return tunnels, nil
+}
+
+// aboutListener puts the mistake of a listen address where it stands in the file.
+func (all *profiles) aboutListener(err error) error {
+	var listen *client.ListenError
+	if !errors.As(err, &listen) {
+		return err
+	}
+	return all.file.Wrong(listen.Tunnel+".listen", err.Error(), command.Hint(err))
+}

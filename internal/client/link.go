@@ -1,0 +1,171 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"raimon/tunnel"
+)
+
+// link is a Tunnel at work: what is known of its edge, and connections to it.
+type link struct {
+	*Tunnel
+	client    *Client
+	forwarder *tunnel.Forwarder
+	outage    outage
+	pool      pool
+	stats     stats
+	proof     proof
+	knocker   *tunnel.Dialer // of attempts that only look whether the edge can be reached
+
+	mu   sync.Mutex
+	halt context.CancelFunc // ends what keeps the link; nil: it has not begun
+}
+
+func newLink(c *Client, t *Tunnel) *link {
+	l := &link{Tunnel: t, client: c}
+	l.outage.link = l
+	l.pool.init(l)
+	// With fast open a connection is there before anybody has answered.
+	l.knocker = &tunnel.Dialer{Proxy: t.Dialer.Proxy, ProxyTLS: t.Dialer.ProxyTLS, Fwmark: t.Dialer.Fwmark, ProtectPath: t.Dialer.ProtectPath}
+	l.forwarder = &tunnel.Forwarder{
+		Accept: t.Accept, Open: l.open, Opened: l.stats.opened,
+		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Log: l.log(), Level: slog.LevelDebug,
+	}
+	if c.Quiet {
+		l.forwarder.Log = nil
+	}
+	return l
+}
+
+// start begins to keep the link, unless that has begun.
+func (l *link) start(ctx context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.halt != nil {
+		return
+	}
+	ctx, l.halt = context.WithCancel(ctx)
+	if l.Pool > 0 {
+		l.client.serving.Go(func() { l.pool.run(ctx) })
+	}
+}
+
+// stop ends the keeping of the link. Open connections go on.
+func (l *link) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.halt != nil {
+		l.halt()
+	}
+}
+
+// serve carries one connection of a program, closes it, and then calls ended.
+func (l *link) serve(ctx, draining context.Context, local tunnel.Conn, ended func(error)) {
+	ctx, cut := context.WithCancelCause(ctx)
+	l.stats.began()
+	visit := &visit{cut: cut}
+	l.forwarder.Start(context.WithValue(ctx, visitKey{}, visit), draining, local, func(s *tunnel.Session, err error) {
+		l.client.guard.leave(visit.watched)
+		l.stats.ended(s, err)
+		cut(nil)
+		ended(err)
+	})
+}
+
+// visit is one connection of a program.
+type visit struct {
+	cut     func(error)
+	watched *watched // nil: it has no other end yet
+}
+
+type visitKey struct{}
+
+// networkChanged gives up what belonged to the old network.
+func (l *link) networkChanged() {
+	l.pool.drop()
+	l.outage.retry()
+}
+
+// connect makes a connection to the edge. While the edge cannot be reached it tries again until the deadline.
+func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, target string) (*ready, error) {
+	for {
+		if err := l.outage.turn(ctx, deadline); err != nil {
+			return nil, err
+		}
+		r, err := l.attempt(ctx, wait, target)
+		l.outage.tell(ctx, err)
+		if err == nil {
+			return r, nil
+		}
+		if ctx.Err() != nil || isFinal(err) || !time.Now().Before(deadline) {
+			return nil, tunnel.Told{Err: err}
+		}
+	}
+}
+
+// attempt tries once to make a connection to the edge.
+func (l *link) attempt(ctx context.Context, wait bool, target string) (*ready, error) {
+	limit := l.Timeout
+	if limit == 0 {
+		limit = 10 * time.Second
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, tunnel.ErrTimeout)
+		defer cancel()
+	}
+	bare, err := l.Dialer.Dial(ctx, l.Remote)
+	if err != nil {
+		return nil, withCause(ctx, err)
+	}
+	conn, err := l.transport(wait, target).Client(ctx, bare)
+	if err != nil {
+		bare.Close()
+		return nil, withCause(ctx, err)
+	}
+	l.stats.reached(bare)
+	return newReady(conn), nil
+}
+
+// transport is that of the tunnel, for a connection that waits in the pool, or for a target of the program's choice.
+func (l *link) transport(wait bool, target string) tunnel.Transport {
+	if !wait && target == "" || len(l.Transport) == 0 {
+		return l.Transport
+	}
+	ws, ok := l.Transport[len(l.Transport)-1].(*tunnel.WebSocket)
+	if !ok {
+		return l.Transport
+	}
+	own := *ws
+	own.Wait, own.Target = wait, target
+	return append(l.Transport[:len(l.Transport)-1:len(l.Transport)-1], &own)
+}
+
+// withCause prefers the reason for which ctx ended to what that led to.
+func withCause(ctx context.Context, err error) error {
+	if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// log is that of the client, with the name of the tunnel.
+func (l *link) log() *slog.Logger {
+	if l.client.Alone {
+		return l.client.log()
+	}
+	return l.client.log().With(l.label())
+}
+
+// label names the tunnel in a log, where there are several.
+func (l *link) label() slog.Attr {
+	if l.client.Alone {
+		return slog.Attr{}
+	}
+	return slog.String("tunnel", l.Name)
+}

@@ -1,0 +1,162 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"raimon/tunnel"
+)
+
+// maxSaid is how much a program can say, in bytes, before the edge has said that the target is there.
+const maxSaid = 64 << 10
+
+// open gives local, the connection of a program, its other end: a connection of the pool if there is one, else a new
+// one. A connection that breaks before the edge has said that the target is there is replaced by another: nothing
+// of what the program has said has been delivered then, and it is said again.
+func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
+	visit := ctx.Value(visitKey{}).(*visit)
+	limit := max(l.Wait, l.Timeout)
+	if l.Wait <= 0 {
+		limit = 0
+	}
+	deadline := time.Now().Add(limit)
+	said := &said{local: local, listens: info.Target == ""}
+	for {
+		r := l.pool.take()
+		if r == nil {
+			var err error
+			if r, err = l.connect(ctx, deadline, false, info.Target); err != nil {
+				return nil, err
+			}
+		}
+		l.client.guard.leave(visit.watched)
+		visit.watched = l.client.guard.watch(l, r.conn, visit.cut)
+		err := l.begin(ctx, r, said, info.Target)
+		if err == nil {
+			info.Sent = int64(len(said.text))
+			return r.conn, nil
+		}
+		r.conn.Close()
+		var target *tunnel.TargetError
+		if errors.As(err, &target) || ctx.Err() != nil || said.err != nil || !time.Now().Before(deadline) {
+			return nil, err
+		}
+		l.log().Debug("another connection is tried", "error", err)
+	}
+}
+
+// begin makes r the other end of a program's connection. Where the edge says when its target is there, it waits for
+// that.
+func (l *link) begin(ctx context.Context, r *ready, said *said, target string) error {
+	if !r.waits && target == "" {
+		if err := r.claim(); err != nil {
+			return err
+		}
+		return said.again(r.conn)
+	}
+	cut := context.AfterFunc(ctx, func() { r.conn.SetDeadline(past) })
+	defer cut()
+	limit := l.Timeout
+	if limit <= 0 {
+		limit = 10 * time.Second
+	}
+	late := time.AfterFunc(limit, func() { r.conn.SetDeadline(past) })
+	defer late.Stop()
+	if r.waits {
+		if err := tunnel.Take(r.conn, target); err != nil {
+			return err
+		}
+	}
+	stop := said.carry(r.conn)
+	err := r.opened()
+	stop()
+	if err == nil {
+		err = said.err
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return tunnel.ErrTimeout
+	case !cut() || !late.Stop():
+		return tunnel.ErrTimeout // the deadline is set, or about to be
+	}
+	return err
+}
+
+// said is what a program says while nobody knows yet whether its target is there.
+type said struct {
+	local   tunnel.Conn
+	listens bool // else the program waits for an answer of ours before it says anything
+
+	text  []byte
+	ended bool  // it says nothing more; whoever relays finds the end again
+	err   error // the program has gone
+}
+
+// carry says to conn what the program has said already, and goes on with what it says next, until stop, which waits
+// for the end of that. What an error of conn means shows where it is read.
+func (s *said) carry(conn tunnel.Conn) (stop func()) {
+	if !s.listens {
+		return func() {}
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if len(s.text) > 0 {
+			if _, err := conn.Write(s.text); err != nil {
+				return
+			}
+		}
+		s.listen(conn)
+	}()
+	return func() {
+		s.local.SetReadDeadline(past)
+		<-ended
+		s.local.SetReadDeadline(time.Time{})
+	}
+}
+
+// again says to conn what the program has said to connections that broke.
+func (s *said) again(conn tunnel.Conn) error {
+	if len(s.text) == 0 {
+		return nil
+	}
+	conn.SetWriteDeadline(time.Now().Add(sayLimit))
+	defer conn.SetWriteDeadline(time.Time{})
+	_, err := conn.Write(s.text)
+	return err
+}
+
+// sayLimit is for an edge that has just shaken hands and takes maxSaid bytes.
+const sayLimit = 10 * time.Second
+
+func (s *said) listen(conn tunnel.Conn) {
+	buf := make([]byte, 4<<10)
+	for len(s.text) < maxSaid && !s.ended {
+		n, err := s.local.Read(buf[:min(len(buf), maxSaid-len(s.text))])
+		s.text = append(s.text, buf[:n]...)
+		if n > 0 {
+			if _, err := conn.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		switch {
+		case err == nil:
+		case err == io.EOF:
+			s.ended = true
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return
+		default:
+			s.err = err
+			conn.SetDeadline(past) // nobody waits for the edge any more
+			return
+		}
+	}
+}
+
+// past is a deadline that wakes whoever waits.
+var past = time.Unix(1, 0)

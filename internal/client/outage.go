@@ -1,0 +1,192 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"raimon/tunnel"
+)
+
+const (
+	firstPause = 200 * time.Millisecond // between two attempts
+	// longestPause is what a person still bears who has just opened the laptop.
+	longestPause = 5 * time.Second
+)
+
+// outage is the time in which an edge cannot be reached. Those who wait for its end take turns at trying, with
+// growing pauses, so that an edge that comes back is not met by all of them at once. The log has one line for
+// its beginning and one for its end.
+type outage struct {
+	link *link
+
+	mu      sync.Mutex
+	since   time.Time // zero: there is none
+	cause   error
+	final   bool // cause is nothing that time heals
+	trying  bool // somebody does
+	pause   time.Duration
+	next    time.Time     // when the next attempt may begin
+	changed chan struct{} // closed when any of this has changed; nil: nobody waits
+	failed  int           // attempts
+}
+
+// turn returns nil when an attempt may begin. It fails when ctx ends, or when deadline passes without the edge
+// having come back.
+func (o *outage) turn(ctx context.Context, deadline time.Time) error {
+	for {
+		o.mu.Lock()
+		pause := time.Until(o.next)
+		late := !time.Now().Before(deadline)
+		if o.since.IsZero() || o.final || late || !o.trying && pause <= 0 {
+			o.trying = !o.since.IsZero()
+			o.mu.Unlock()
+			return nil
+		}
+		if o.changed == nil {
+			o.changed = make(chan struct{})
+		}
+		changed, trying := o.changed, o.trying
+		o.mu.Unlock()
+		if left := time.Until(deadline); trying || left < pause {
+			pause = left
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		case <-changed:
+			timer.Stop()
+		case <-timer.C:
+			if !time.Now().Before(deadline) {
+				return o.over()
+			}
+		}
+	}
+}
+
+// over is the error of those who have waited for too long.
+func (o *outage) over() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.cause == nil {
+		return tunnel.ErrTimeout
+	}
+	return tunnel.Told{Err: o.cause}
+}
+
+// tell notes how an attempt went.
+func (o *outage) tell(ctx context.Context, err error) {
+	if err != nil && ctx.Err() != nil {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.trying = false
+		o.broadcast()
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer o.broadcast()
+	o.trying = false
+	log := o.link.log()
+	switch {
+	case err == nil && !o.since.IsZero():
+		log.Info("the edge is reached again", "remote", o.link.Remote, "after", time.Since(o.since).Round(100*time.Millisecond).String(), "attempts", o.failed+1)
+		o.since, o.cause, o.final, o.pause, o.failed = time.Time{}, nil, false, 0, 0
+	case err == nil:
+	case o.since.IsZero() || isFinal(err) && !o.final:
+		trying := slog.Attr{}
+		if o.link.Wait > 0 && !isFinal(err) {
+			trying = slog.String("trying_for", o.link.Wait.String())
+		}
+		log.Warn("the edge cannot be reached", "remote", o.link.Remote, "error", err, o.link.client.hint(err), trying)
+		if o.since.IsZero() {
+			o.since = time.Now()
+		}
+		o.failure(err)
+	default:
+		log.Debug("the edge still cannot be reached", "remote", o.link.Remote, "error", err)
+		o.failure(err)
+	}
+}
+
+// failure sets the pause after an attempt. The caller holds mu.
+func (o *outage) failure(err error) {
+	o.failed++
+	o.cause, o.final = err, isFinal(err)
+	o.pause = min(max(2*o.pause, firstPause), longestPause)
+	o.next = time.Now().Add(o.pause/2 + rand.N(o.pause))
+}
+
+// retry lets an attempt begin at once, because something has changed.
+func (o *outage) retry() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.pause, o.next = 0, time.Time{}
+	o.broadcast()
+}
+
+// state is since when the edge cannot be reached, and why; zero: it can, as far as is known.
+func (o *outage) state() (since time.Time, cause error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.since, o.cause
+}
+
+// ended returns a channel that is closed when the outage may be over; nil: there is none.
+func (o *outage) ended() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.since.IsZero() {
+		return nil
+	}
+	if o.changed == nil {
+		o.changed = make(chan struct{})
+	}
+	return o.changed
+}
+
+// broadcast wakes whoever waits for a change. The caller holds mu.
+func (o *outage) broadcast() {
+	if o.changed != nil {
+		close(o.changed)
+		o.changed = nil
+	}
+}
+
+// isFinal tells whether err says that trying again would not help: the edge, or what stands before it, has said no.
+func isFinal(err error) bool {
+	var (
+		upgrade   *tunnel.UpgradeError
+		pin       *tunnel.PinError
+		authority x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		noTLS     tls.RecordHeaderError
+	)
+	switch {
+	case errors.As(err, &upgrade):
+		return upgrade.Status < 500 && upgrade.Status != http.StatusTooManyRequests && upgrade.Status != http.StatusRequestTimeout
+	case errors.As(err, &noTLS), errors.As(err, &pin), errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid), errors.Is(err, tunnel.ErrToken):
+		return true
+	}
+	return strings.Contains(err.Error(), "remote error: tls:")
+}
+
+// String is for tests and logs.
+func (o *outage) String() string {
+	since, cause := o.state()
+	if since.IsZero() {
+		return "up"
+	}
+	return fmt.Sprintf("down since %v: %v", since, cause)
+}

@@ -1,0 +1,247 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"raimon/tunnel"
+)
+
+const (
+	// waitLife is how long a connection is kept whose edge waits for us; raimons gives it five minutes, and the
+	// NATs of homes and phones as much.
+	waitLife = 4 * time.Minute
+	// idleLife is how long a connection is kept whose target has been dialed already: servers hang up on those
+	// who say nothing, many of them after a minute.
+	idleLife = 50 * time.Second
+	// renewal is how long before the end of a life the next connection is made.
+	renewal = 10 * time.Second
+	// atOnce is how many connections are made at a time.
+	atOnce = 4
+	// poolPause is how long an edge that cannot be reached is left alone where nobody waits for it.
+	poolPause = 30 * time.Second
+)
+
+// pool keeps connections to the edge that are ready to be used.
+type pool struct {
+	link *link
+	wake chan struct{}
+	kept sync.WaitGroup // goroutines that watch connections
+
+	mu   sync.Mutex
+	idle []*ready // the oldest first
+}
+
+func (p *pool) init(l *link) {
+	p.link, p.wake = l, make(chan struct{}, 1)
+}
+
+// take is a connection that is alive as far as can be known without asking; nil: there is none.
+func (p *pool) take() *ready {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.idle) > 0 {
+		last := len(p.idle) - 1
+		r := p.idle[last]
+		p.idle = p.idle[:last]
+		p.poke()
+		if r.isAlive(0) {
+			return r
+		}
+		r.conn.Close()
+	}
+	return nil
+}
+
+// size is how many connections are ready.
+func (p *pool) size() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.idle)
+}
+
+// drop gives up all connections that are ready.
+func (p *pool) drop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.idle {
+		r.conn.Close()
+	}
+	p.idle = nil
+	p.poke()
+}
+
+// poke lets run look again.
+func (p *pool) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps the pool full until ctx ends.
+func (p *pool) run(ctx context.Context) {
+	defer p.kept.Wait()
+	defer p.drop()
+	for ctx.Err() == nil {
+		missing, next := p.look()
+		pause, changed := time.Until(next), (<-chan struct{})(nil)
+		if missing > 0 {
+			if p.fill(ctx, missing) {
+				continue
+			}
+			pause, changed = poolPause, p.link.outage.ended()
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-p.wake:
+		case <-changed:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// look closes what is dead, and says how many connections are to be made now, and when to look again.
+func (p *pool) look() (missing int, next time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.idle = slices.DeleteFunc(p.idle, func(r *ready) bool {
+		if r.isAlive(0) {
+			return false
+		}
+		r.conn.Close()
+		return true
+	})
+	missing, next = p.link.Pool, time.Now().Add(waitLife)
+	for _, r := range p.idle {
+		if r.isAlive(renewal) {
+			missing--
+			next = earlier(next, r.until.Add(-renewal))
+		} else {
+			next = earlier(next, r.until)
+		}
+	}
+	return missing, next
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// fill makes some of the missing connections and tells whether it could.
+func (p *pool) fill(ctx context.Context, missing int) bool {
+	if since, _ := p.link.outage.state(); !since.IsZero() {
+		missing = 1
+	}
+	made := make(chan bool, atOnce)
+	count := min(missing, atOnce)
+	for range count {
+		p.kept.Go(func() { made <- p.add(ctx) })
+	}
+	all := true
+	for range count {
+		all = <-made && all
+	}
+	return all
+}
+
+func (p *pool) add(ctx context.Context) bool {
+	r, err := p.link.attempt(ctx, true, "")
+	p.link.outage.tell(ctx, err)
+	if err != nil {
+		return false
+	}
+	r.keep(p)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ctx.Err() != nil {
+		r.conn.Close()
+		return false
+	}
+	p.idle = append(p.idle, r)
+	return true
+}
+
+// ready is a connection to the edge that can be used.
+type ready struct {
+	conn  tunnel.Conn
+	waits bool      // its edge dials the target only when told to
+	until time.Time // by the wall clock, which goes on while the machine sleeps
+
+	done  chan struct{} // closed when it has been heard of, or has died; nil: nobody watches
+	heard []byte        // what came before it was claimed
+	err   error
+}
+
+func newReady(conn tunnel.Conn) *ready {
+	r := &ready{conn: conn, waits: tunnel.Waiting(conn)}
+	life := idleLife
+	if r.waits {
+		life = waitLife
+	}
+	r.until = time.Now().Round(0).Add(life - rand.N(life/5))
+	return r
+}
+
+// keep watches r, for p, until it is claimed or dies.
+func (r *ready) keep(p *pool) {
+	r.done = make(chan struct{})
+	p.kept.Go(func() {
+		defer p.poke()
+		defer close(r.done)
+		if r.waits {
+			r.err = tunnel.AwaitOpen(r.conn)
+			return
+		}
+		b := make([]byte, 4<<10)
+		n, err := r.conn.Read(b)
+		r.heard, r.err = b[:n:n], err
+	})
+}
+
+// isAlive tells whether r can be used for some time to come.
+func (r *ready) isAlive(ahead time.Duration) bool {
+	if !time.Now().Round(0).Add(ahead).Before(r.until) {
+		return false
+	}
+	select {
+	case <-r.done:
+		return !r.waits && r.err == nil
+	default:
+		return true
+	}
+}
+
+// opened waits until the edge says that the target is there.
+func (r *ready) opened() error {
+	if r.done == nil {
+		return tunnel.AwaitOpen(r.conn)
+	}
+	<-r.done
+	return r.err
+}
+
+// claim ends the watch over a connection whose edge says nothing before its target does.
+func (r *ready) claim() error {
+	if r.done == nil {
+		return nil
+	}
+	r.conn.SetReadDeadline(past)
+	<-r.done
+	r.conn.SetReadDeadline(time.Time{})
+	if r.err != nil && !errors.Is(r.err, os.ErrDeadlineExceeded) {
+		return r.err
+	}
+	r.conn = tunnel.ReadAhead(r.conn, r.heard)
+	return nil
+}

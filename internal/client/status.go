@@ -1,0 +1,127 @@
+package client
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"raimon/tunnel"
+)
+
+// Status is what is known of a tunnel.
+type Status struct {
+	Name      string   `json:"name"`
+	Listen    []string `json:"listen"`
+	Remote    string   `json:"remote"`
+	Transport string   `json:"transport"`
+
+	// Since is when the edge was last found out of reach, and Error why; zero and empty while it is reached.
+	Since time.Time `json:"since,omitzero"`
+	Error string    `json:"error,omitempty"`
+	// Reached is when a connection to the edge was last made; zero: never.
+	Reached time.Time `json:"reached,omitzero"`
+	// RoundTrip is that of the last connection, in nanoseconds; zero: not known.
+	RoundTrip time.Duration `json:"round_trip,omitzero"`
+
+	// Pool is how many connections are kept ready, Ready how many are.
+	Pool  int `json:"pool"`
+	Ready int `json:"ready"`
+	// Open counts connections of programs, Total those that there ever were.
+	Open  int   `json:"open"`
+	Total int64 `json:"total"`
+	// Sent and Received are bytes, of connections that have ended too.
+	Sent     int64 `json:"sent"`
+	Received int64 `json:"received"`
+	// LastError is why the last connection failed that did, at LastErrorAt; a reset is no failure.
+	LastError   string    `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"`
+}
+
+// Status tells of all tunnels, in the order of Apply.
+func (c *Client) Status() []Status {
+	c.mu.Lock()
+	links := slices.Clone(c.links)
+	c.mu.Unlock()
+	all := make([]Status, 0, len(links))
+	for _, l := range links {
+		s := Status{Name: l.Name, Listen: l.Listen, Remote: l.Remote, Transport: l.Transport.String(), Pool: l.Pool, Ready: l.pool.size()}
+		since, cause := l.outage.state()
+		if s.Since = since; cause != nil {
+			s.Error = cause.Error()
+		}
+		l.stats.fill(&s)
+		all = append(all, s)
+	}
+	return all
+}
+
+// stats are the numbers of a link.
+type stats struct {
+	mu             sync.Mutex
+	open           map[*tunnel.Session]bool
+	pending        int // connections that are no tunnels yet
+	total          atomic.Int64
+	sent, received int64
+	reachedAt      time.Time
+	roundTrip      time.Duration
+	failure        error
+	failedAt       time.Time
+}
+
+func (s *stats) began() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending++
+	s.total.Add(1)
+}
+
+// opened is told of each tunnel.
+func (s *stats) opened(session *tunnel.Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = make(map[*tunnel.Session]bool)
+	}
+	s.open[session] = true
+	s.pending--
+}
+
+// ended is told of each connection, tunnel or not.
+func (s *stats) ended(session *tunnel.Session, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[session] {
+		delete(s.open, session)
+	} else {
+		s.pending--
+	}
+	s.sent += session.Sent()
+	s.received += session.Received()
+	if err != nil && !tunnel.IsReset(err) {
+		s.failure, s.failedAt = err, time.Now()
+	}
+}
+
+// reached is told of each connection to the edge.
+func (s *stats) reached(c tunnel.Conn) {
+	roundTrip := tunnel.HealthOf(c).RoundTrip
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reachedAt, s.roundTrip = time.Now(), roundTrip
+}
+
+func (s *stats) fill(to *Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	to.Open, to.Total = len(s.open)+s.pending, s.total.Load()
+	to.Sent, to.Received = s.sent, s.received
+	for session := range s.open {
+		to.Sent += session.Sent()
+		to.Received += session.Received()
+	}
+	to.Reached, to.RoundTrip = s.reachedAt, s.roundTrip
+	if s.failure != nil {
+		to.LastError, to.LastErrorAt = s.failure.Error(), s.failedAt
+	}
+}

@@ -1,0 +1,72 @@
+package netwatch
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+)
+
+// Addresses are the machine's own addresses now, IPv4 ones as such (not ::ffff:…), link-local ones
+// without a zone: look an address up as a.Unmap().WithZone(""). On Linux, addresses that cannot be used
+// (their interface is down, nobody knows yet whether a neighbour has them too) are left out.
+//
+// An error means that the system does not tell (Android, seccomp): any address may be one of the machine.
+func Addresses() (map[netip.Addr]bool, error) {
+	addresses, err := systemAddresses()
+	if err != nil {
+		addresses, err = portableAddresses()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("own addresses: %w", err)
+	}
+	return addresses, nil
+}
+
+// portableLook knows no more of a route than the source address of packets.
+func portableLook() (s snapshot, err error) {
+	if addresses, err := portableAddresses(); err == nil { // else unknown: Android refuses
+		s.addresses = beyondLink(addresses)
+	}
+	for i, destination := range internet {
+		if s.routes[i].source, err = sourceFor(destination); err != nil {
+			return snapshot{}, err
+		}
+	}
+	return s, nil
+}
+
+func portableAddresses() (map[netip.Addr]bool, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	addresses := make(map[netip.Addr]bool, len(list))
+	for _, item := range list {
+		if n, ok := item.(*net.IPNet); ok {
+			if a, ok := netip.AddrFromSlice(n.IP); ok {
+				addresses[a.Unmap()] = true
+			}
+		}
+	}
+	return addresses, nil
+}
+
+// sourceFor is the network that packets to destination come from; the zero value if there is no way there.
+// To connect a UDP socket looks up the route and sends nothing.
+func sourceFor(destination netip.Addr) (netip.Prefix, error) {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(destination, 53)))
+	var call *os.SyscallError
+	switch {
+	case err == nil:
+	case errors.As(err, &call) && call.Syscall == "connect", errors.Is(err, syscall.EAFNOSUPPORT):
+		return netip.Prefix{}, nil
+	default: // no more descriptors, no memory
+		return netip.Prefix{}, fmt.Errorf("route to %v: %w", destination, err)
+	}
+	defer c.Close()
+	source := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone("")
+	return source.Prefix(min(source.BitLen(), 64))
+}
