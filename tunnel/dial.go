@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -47,6 +48,7 @@ type Dialer struct {
 	// nil means no log.
 	Log *slog.Logger
 
+	allow   func(netip.AddrPort) error // of DialAllowed; nil: everything
 	lookups lookups
 	memory  memory
 }
@@ -107,6 +109,22 @@ func (d *Dialer) DialUDP(ctx context.Context, address netip.AddrPort) (*net.UDPC
 		return nil, err
 	}
 	return c.(*net.UDPConn), nil
+}
+
+// DialAllowed is Dial, without a proxy, for an address that is not trusted: of those that a name has it connects only to such
+// for which allow has no error. It is asked last of all, about the very address, so that no answer of the DNS gets around it.
+// Unix sockets are refused.
+func (d *Dialer) DialAllowed(ctx context.Context, address string, allow func(netip.AddrPort) error) (Conn, error) {
+	network, name, err := ParseAddress(address)
+	if err == nil && network != "tcp" {
+		err = fmt.Errorf("address %q: it is no address of TCP", address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	own := d.Clone() // what worked for others says nothing about what is allowed
+	own.allow = allow
+	return own.direct(ctx, network, name)
 }
 
 func (d *Dialer) resolver() Resolver {
@@ -170,9 +188,12 @@ func (d *Dialer) connect(ctx context.Context, network, address string, fastOpen 
 
 // control prepares a socket before it is connected.
 func (d *Dialer) control(fastOpen bool) func(context.Context, string, string, syscall.RawConn) error {
-	return func(ctx context.Context, network, _ string, raw syscall.RawConn) error {
+	return func(ctx context.Context, network, address string, raw syscall.RawConn) error {
 		if network == "unix" {
 			return nil
+		}
+		if err := d.allows(address); err != nil {
+			return err
 		}
 		return withDescriptor(raw, func(fd uintptr) error {
 			if fastOpen {
@@ -189,6 +210,18 @@ func (d *Dialer) control(fastOpen bool) func(context.Context, string, string, sy
 			return nil
 		})
 	}
+}
+
+// allows asks allow about an address with port.
+func (d *Dialer) allows(address string) error {
+	if d.allow == nil {
+		return nil
+	}
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	return d.allow(at)
 }
 
 // interruptible runs step, which reads and writes c, and makes it fail when ctx ends.

@@ -256,3 +256,51 @@ func TestDialerClone(t *testing.T) {
 		t.Error("the clone remembers")
 	}
 }
+
+// Of the addresses that a name has, those are dialed that are allowed. What is asked about is what is dialed: a name
+// server that says something else the next time changes nothing.
+func TestDialAllowed(t *testing.T) {
+	leavesNothing(t)
+	target := echoTarget(t)
+	_, port, _ := net.SplitHostPort(target)
+	errNot := errors.New("not there")
+	for _, test := range []struct {
+		addresses, then []string
+		allowed         string // nothing else is
+		ok              bool
+	}{
+		{[]string{"127.0.0.1"}, nil, "127.0.0.1", true},
+		{[]string{"127.0.0.2", "::1", "127.0.0.1"}, nil, "127.0.0.1", true},
+		{[]string{"127.0.0.1"}, nil, "127.0.0.2", false},
+		{[]string{"127.0.0.2"}, []string{"127.0.0.1"}, "127.0.0.2", false},
+	} {
+		var server nameServer
+		server.set(test.addresses...)
+		d := Dialer{Resolver: resolverFor(t, &server)}
+		var asked []string
+		c, err := d.DialAllowed(t.Context(), "edge.test:"+port, func(at netip.AddrPort) error {
+			if test.then != nil {
+				server.set(test.then...)
+			}
+			asked = append(asked, at.String())
+			if at.Addr() != netip.MustParseAddr(test.allowed) {
+				return errNot
+			}
+			return nil
+		})
+		if (err == nil) != test.ok || len(asked) == 0 {
+			t.Errorf("%v with %s allowed: %v, asked about %v", test.addresses, test.allowed, err, asked)
+		}
+		if err == nil {
+			if got := c.RemoteAddr().String(); got != test.allowed+":"+port {
+				t.Errorf("dialed %s", got)
+			}
+			c.Close()
+		}
+	}
+	for _, address := range []string{"unix:/run/x", "127.0.0.1", "http://a"} {
+		if _, err := new(Dialer).DialAllowed(t.Context(), address, func(netip.AddrPort) error { return nil }); err == nil {
+			t.Errorf("%s is dialed", address)
+		}
+	}
+}

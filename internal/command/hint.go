@@ -53,6 +53,7 @@ func tlsHint(err error) string {
 		upgrade   *tunnel.UpgradeError
 		pin       *tunnel.PinError
 		closed    *tunnel.CloseError
+		target    *tunnel.TargetError
 	)
 	switch {
 	case errors.As(err, &pin):
@@ -73,6 +74,12 @@ func tlsHint(err error) string {
 		return upgradeHint(upgrade)
 	case errors.Is(err, tunnel.ErrToken):
 		return "raimons token prints one; token=file:/path and token=command:program have to give it and nothing else"
+	case errors.As(err, &target) && target.Err == nil && target.Reason == tunnel.ReasonForbidden:
+		return "the route's targets, in the config of the edge, do not have it: its log says which rule would"
+	case errors.As(err, &target) && target.Err == nil && target.Reason == tunnel.ReasonBusy:
+		return "the route has as many tunnels as its max lets it: try again in a while"
+	case errors.As(err, &target) && target.Err == nil:
+		return "the edge's log says why"
 	case errors.As(err, &closed) && closed.Code == 1014:
 		return "the edge's log says why"
 	}
