@@ -89,6 +89,7 @@ type visitKey struct{}
 func (l *link) networkChanged() {
 	l.Dialer.Forget()
 	l.knocker.Forget()
+	l.Dialer.Forget()
 	l.pool.drop()
 	l.outage.retry()
 }
