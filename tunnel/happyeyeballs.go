@@ -363,7 +363,8 @@ var errNoAnswerYet = errors.New("no answer")
 
 func isNotFound(err error) bool {
 	var dns *net.DNSError
-	return errors.As(err, &dns) && dns.IsNotFound
+	var address *net.AddrError // /etc/hosts has the name, with other addresses
+	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &address)
 }
 
 // raceError tells what became of each address.
