@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3/acme"
+	"github.com/miekg/dns"
 	"go.uber.org/zap"
 )
 
@@ -169,6 +170,33 @@ type wish struct {
 	needed func(context.Context) error
 	// accept is asked before a certificate takes the place of the one that is stored. An error keeps that.
 	accept func(*pair) error
+}
+
+// swept is needed, asked after what a killed process left of challenges for name was removed. Certmagic removes
+// the answer to a challenge once the CA has decided on it; the next attempt may meet none, as the CA remembers
+// that the name was valid (RFC 8555, section 7.1.3), or another CA issues. Under the lock of the name nobody
+// waits for these answers.
+func (m *Manager) swept(name string, needed func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for _, a := range m.authorities {
+			for _, key := range a.tokenKeys(name) {
+				if err := m.storage.Delete(ctx, key); err != nil && ctx.Err() == nil {
+					m.log.Warn("what is left of a challenge stays in the storage", "name", name, "file", key, "error", err)
+				}
+			}
+		}
+		return needed(ctx)
+	}
+}
+
+// tokenKeys are where certmagic stores the answers to challenges for name.
+func (a *authority) tokenKeys(name string) []string {
+	folder := "acme/" + certmagic.StorageKeys.Safe(a.issuer.IssuerKey()) + "/challenge_tokens/"
+	keys := []string{folder + certmagic.StorageKeys.Safe(name) + ".json"}
+	if asked, err := dns.ReverseAddr(name); err == nil { // what TLS-ALPN-01 asks for an address (RFC 8738, section 6)
+		keys = append(keys, folder+certmagic.StorageKeys.Safe(strings.TrimSuffix(asked, "."))+".json")
+	}
+	return keys
 }
 
 type attemptKey struct{}

@@ -297,7 +297,7 @@ func (k *keeper) renew(ctx context.Context, needed func(context.Context) error) 
 			all = append(all, f)
 			continue
 		}
-		err := a.issue(ctx, k.name, k.failures == 0, wish{needed, k.accept})
+		err := a.issue(ctx, k.name, k.failures == 0, wish{k.swept(k.name, needed), k.accept})
 		if errors.Is(err, errRenewed) {
 			k.load(ctx)
 			return k.succeeded()

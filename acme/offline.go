@@ -56,7 +56,7 @@ func (m *Manager) Obtain(ctx context.Context, name string) (Status, error) {
 }
 
 func (m *Manager) obtain(ctx context.Context, a *authority, name string) (*pair, error) {
-	if err := a.issue(ctx, name, false, wish{always, func(p *pair) error { return isFor(p, name) }}); err != nil {
+	if err := a.issue(ctx, name, false, wish{m.swept(name, always), func(p *pair) error { return isFor(p, name) }}); err != nil {
 		return nil, err
 	}
 	if m.storage.isUnsaved(pairName(a.issuer, name)) {

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,7 @@ type Admin struct {
 	// Version is that of the program.
 	Version string
 
+	checkTimeout    time.Duration // zero: checkTimeout
 	started         time.Time
 	history         recorder
 	storageCheck    check
@@ -120,8 +122,9 @@ func (a *Admin) Serve(ctx context.Context, l net.Listener) error {
 func (a *Admin) Handler() http.Handler {
 	a.prepare.Do(func() {
 		a.started = time.Now()
-		a.storageCheck = check{what: "storage", good: storageCheckedFor, ask: a.storageProblems}
-		a.certificateShow = check{what: "certificates", good: checkedFor, ask: a.Server.certificateProblems}
+		timeout := cmp.Or(a.checkTimeout, checkTimeout)
+		a.storageCheck = check{what: "storage", good: storageCheckedFor, timeout: timeout, ask: a.storageProblems}
+		a.certificateShow = check{what: "certificates", good: checkedFor, timeout: timeout, ask: a.Server.certificateProblems}
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", a.metricsHandler())

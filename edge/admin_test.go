@@ -313,6 +313,7 @@ func TestReady(t *testing.T) {
 			s.config.Sites = append(s.config.Sites, &Site{Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }})
 		}, nil},
 		{"a certificate that takes for ever", func(s *scene) {
+			s.admin.checkTimeout = 200 * time.Millisecond
 			s.config.Sites[0].Certificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 				<-hello.Context().Done()
 				return nil, hello.Context().Err()
@@ -374,6 +375,7 @@ func TestReadyWithStorageThatHangs(t *testing.T) {
 	asked := make(chan struct{}, 100)
 	release := make(chan struct{})
 	s := newScene(t, func(s *scene) {
+		s.admin.checkTimeout = 300 * time.Millisecond
 		s.admin.Storage = func(ctx context.Context) error {
 			asked <- struct{}{}
 			<-release
@@ -552,7 +554,7 @@ func TestLogOfTunnels(t *testing.T) {
 	if !complete || len(lines) != 2 {
 		t.Fatalf("the log is %s", s.log)
 	}
-	want := map[string]any{"msg": "tunnel closed", "client": client, "sni": "a.test", "site": "a.test", "route": "/tunnel", "sent": 1000.0, "received": 1000.0}
+	want := map[string]any{"msg": "tunnel closed", "client": client, "sni": "a.test", "site": "a.test", "route": "/tunnel", "sent": 1000.0, "received": 1000.0, "reason": "client_closed"}
 	for key, value := range want {
 		if lines[0][key] != value {
 			t.Errorf("%s is %v, want %v", key, lines[0][key], value)
@@ -561,7 +563,7 @@ func TestLogOfTunnels(t *testing.T) {
 	if d, err := time.ParseDuration(fmt.Sprint(lines[0]["duration"])); err != nil || d <= 0 {
 		t.Errorf("duration %v, %v", d, err)
 	}
-	if lines[1]["msg"] != "tunnel failed" || lines[1]["site"] != "a.test" || lines[1]["route"] != "/nowhere" || !strings.Contains(fmt.Sprint(lines[1]["error"]), "refused") {
+	if lines[1]["msg"] != "tunnel failed" || lines[1]["reason"] != "dial_refused" || lines[1]["site"] != "a.test" || lines[1]["route"] != "/nowhere" || !strings.Contains(fmt.Sprint(lines[1]["error"]), "refused") {
 		t.Errorf("the line of the failed one is %v", lines[1])
 	}
 	for _, secret := range []string{"hush-hush", "do-not-tell"} {

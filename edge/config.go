@@ -35,6 +35,9 @@ type Config struct {
 
 	// Timeout, Linger and Drain are those of tunnel.Forwarder, Ping that of tunnel.WebSocket.
 	Timeout, Linger, Drain, Ping time.Duration
+	// HeaderSize, IdleTimeout and BodyTimeout are those of tunnel.WebSocket.
+	HeaderSize               int
+	IdleTimeout, BodyTimeout time.Duration
 	// Level is the level of the log line about a tunnel that went well; zero is slog.LevelInfo.
 	Level slog.Level
 }
@@ -94,8 +97,10 @@ type Route struct {
 
 	// Access says who may use the route.
 	Access Access
-	// Limit is how many tunnels may be open at a time; zero means no limit.
+	// Limit is how many tunnels may be open at a time; zero means no limit. More are refused. With Queue, as many
+	// as Limit may wait for a place, each for Config.Timeout.
 	Limit int
+	Queue bool
 	// Proxy is the version of the PROXY header that the target gets: 1, 2, or 0 for none.
 	Proxy int
 }

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -247,81 +248,57 @@ func acceptsCoding(fields []string, coding string) bool {
 
 // contentType is the media type of a file; machines have different tables of their own.
 func contentType(name string) string {
-	switch strings.ToLower(filepath.Ext(name)) {
-	case ".html", ".htm":
-		return "text/html; charset=utf-8"
-	case ".css":
-		return "text/css; charset=utf-8"
-	case ".js", ".mjs":
-		return "text/javascript; charset=utf-8"
-	case ".txt", ".text", ".log", "":
-		return "text/plain; charset=utf-8"
-	case ".md":
-		return "text/markdown; charset=utf-8"
-	case ".csv":
-		return "text/csv; charset=utf-8"
-	case ".ics":
-		return "text/calendar; charset=utf-8"
-	case ".vtt":
-		return "text/vtt; charset=utf-8"
-	case ".json", ".map":
-		return "application/json"
-	case ".webmanifest":
-		return "application/manifest+json"
-	case ".xml":
-		return "text/xml; charset=utf-8"
-	case ".rss":
-		return "application/rss+xml"
-	case ".atom":
-		return "application/atom+xml"
-	case ".xhtml":
-		return "application/xhtml+xml"
-	case ".svg":
-		return "image/svg+xml"
-	case ".png":
-		return "image/png"
-	case ".jpg", ".jpeg":
-		return "image/jpeg"
-	case ".gif":
-		return "image/gif"
-	case ".webp":
-		return "image/webp"
-	case ".avif":
-		return "image/avif"
-	case ".ico":
-		return "image/x-icon"
-	case ".bmp":
-		return "image/bmp"
-	case ".woff":
-		return "font/woff"
-	case ".woff2":
-		return "font/woff2"
-	case ".ttf":
-		return "font/ttf"
-	case ".otf":
-		return "font/otf"
-	case ".mp3":
-		return "audio/mpeg"
-	case ".ogg", ".oga", ".opus":
-		return "audio/ogg"
-	case ".wav":
-		return "audio/wav"
-	case ".flac":
-		return "audio/flac"
-	case ".m4a":
-		return "audio/mp4"
-	case ".mp4", ".m4v":
-		return "video/mp4"
-	case ".webm":
-		return "video/webm"
-	case ".wasm":
-		return "application/wasm"
-	case ".pdf":
-		return "application/pdf"
-	case ".zip":
-		return "application/zip"
-	case ".gz", ".tgz":
-		return "application/gzip"
-	}
-	return "application/octet-stream"
+	return cmp.Or(contentTypes[strings.ToLower(filepath.Ext(name))], "application/octet-stream")
+}
+
+// contentTypes has them by the extension of the name.
+var contentTypes = map[string]string{
+	".html":        "text/html; charset=utf-8",
+	".htm":         "text/html; charset=utf-8",
+	".css":         "text/css; charset=utf-8",
+	".js":          "text/javascript; charset=utf-8",
+	".mjs":         "text/javascript; charset=utf-8",
+	".txt":         "text/plain; charset=utf-8",
+	".text":        "text/plain; charset=utf-8",
+	".log":         "text/plain; charset=utf-8",
+	"":             "text/plain; charset=utf-8",
+	".md":          "text/markdown; charset=utf-8",
+	".csv":         "text/csv; charset=utf-8",
+	".ics":         "text/calendar; charset=utf-8",
+	".vtt":         "text/vtt; charset=utf-8",
+	".json":        "application/json",
+	".map":         "application/json",
+	".webmanifest": "application/manifest+json",
+	".xml":         "text/xml; charset=utf-8",
+	".rss":         "application/rss+xml",
+	".atom":        "application/atom+xml",
+	".xhtml":       "application/xhtml+xml",
+	".svg":         "image/svg+xml",
+	".png":         "image/png",
+	".jpg":         "image/jpeg",
+	".jpeg":        "image/jpeg",
+	".gif":         "image/gif",
+	".webp":        "image/webp",
+	".avif":        "image/avif",
+	".ico":         "image/x-icon",
+	".bmp":         "image/bmp",
+	".woff":        "font/woff",
+	".woff2":       "font/woff2",
+	".ttf":         "font/ttf",
+	".otf":         "font/otf",
+	".mp3":         "audio/mpeg",
+	".ogg":         "audio/ogg",
+	".oga":         "audio/ogg",
+	".opus":        "audio/ogg",
+	".wav":         "audio/wav",
+	".flac":        "audio/flac",
+	".m4a":         "audio/mp4",
+	".mp4":         "video/mp4",
+	".m4v":         "video/mp4",
+	".webm":        "video/webm",
+	".wasm":        "application/wasm",
+	".pdf":         "application/pdf",
+	".zip":         "application/zip",
+	".gz":          "application/gzip",
+	".tgz":         "application/gzip",
 }

@@ -152,6 +152,62 @@ func TestLargeHeadsAreRefused(t *testing.T) {
 	}
 }
 
+// How large a head may be is up to the config, for tunnels as for the website, and a reload changes it.
+func TestHeaderSize(t *testing.T) {
+	var server edge.Server
+	config := edge.Config{
+		Listeners: []edge.Listener{{Address: "127.0.0.1:0", Plain: true}}, Drain: -1,
+		Sites: []*edge.Site{{Routes: routes(t), Behind: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}},
+	}
+	if err := server.Apply(t.Context(), &config); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	status := func(head string, size int) int {
+		t.Helper()
+		c, err := net.Dial("tcp", server.Listeners()["127.0.0.1:0"].Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		head = strings.TrimSuffix(head, "\r\n") + "X: "
+		go io.WriteString(c, head+strings.Repeat("x", size-len(head)-4)+"\r\n\r\n")
+		answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.StatusCode
+	}
+	const page = "GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n"
+	tunnel := strings.Replace(upgradeText, "%s", openPath, 1)
+	for _, step := range []struct{ limit, size, page, tunnel int }{
+		{0, 60 << 10, 200, 101}, {0, 70 << 10, 431, 431},
+		{8 << 10, 7 << 10, 200, 101}, {8 << 10, 13 << 10, 431, 431}, // net/http reads 4 KiB ahead
+		{200 << 10, 190 << 10, 200, 101},
+	} {
+		next := config
+		next.HeaderSize = step.limit
+		if err := server.Apply(t.Context(), &next); err != nil {
+			t.Fatal(err)
+		}
+		if got := status(page, step.size); got != step.page {
+			t.Errorf("limit %d: a page with a head of %d bytes: %d, want %d", step.limit, step.size, got, step.page)
+		}
+		if got := status(tunnel, step.size); got != step.tunnel {
+			t.Errorf("limit %d: an upgrade of %d bytes: %d, want %d", step.limit, step.size, got, step.tunnel)
+		}
+	}
+}
+
 // HTTP/2 is bounded: in streams at a time, and for those who open and abandon them as fast as they can.
 func TestHTTP2IsBounded(t *testing.T) {
 	handling := make(chan struct{}, 10000)

@@ -3,8 +3,8 @@ package edge
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
-	"sync/atomic"
 )
 
 // Limits bound what strangers can make us do. Zero means no limit.
@@ -27,19 +27,90 @@ var (
 	ErrRouteFull  = errors.New("too many tunnels on one route")
 )
 
-// tunnelCount counts what is open.
-type tunnelCount struct{ n atomic.Int64 }
-
-// take counts one more unless limit is reached; zero is no limit.
-func (c *tunnelCount) take(limit int) bool {
-	if n := c.n.Add(1); limit > 0 && n > int64(limit) {
-		c.n.Add(-1)
-		return false
-	}
-	return true
+// places counts the tunnels of a route, and lets visitors wait for one: first come, first served.
+type places struct {
+	mu    sync.Mutex
+	taken int
+	turns []*turn // of those who wait
 }
 
-func (c *tunnelCount) give() { c.n.Add(-1) }
+// turn is what somebody waits for.
+type turn struct {
+	limit  int           // of the route
+	placed bool          // it has come; guarded by mu until came is closed
+	came   chan struct{} // closed when it has come, or the limit may be another
+}
+
+// enter takes one of limit places; zero is no limit. If there is none the visitor gets a turn, where it may queue and no
+// more wait than there are places; otherwise the error is ErrRouteFull.
+func (p *places) enter(limit int, queue bool) (*turn, error) {
+	if p == nil { // nobody counts
+		return nil, nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case limit <= 0 || p.taken < limit:
+		p.taken++
+		return nil, nil
+	case !queue || len(p.turns) >= limit:
+		return nil, ErrRouteFull
+	}
+	t := &turn{limit: limit, came: make(chan struct{})}
+	p.turns = append(p.turns, t)
+	return t, nil
+}
+
+// await tells whether the place is the visitor's now, or whether it has to ask again. At the end of ctx it no longer waits.
+func (p *places) await(ctx context.Context, t *turn) (placed bool, err error) {
+	select {
+	case <-t.came:
+		return t.placed, nil
+	case <-ctx.Done():
+		p.leave(t)
+		return false, context.Cause(ctx)
+	}
+}
+
+// leave gives a turn up, and the place if it has just come.
+func (p *places) leave(t *turn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := slices.Index(p.turns, t); n >= 0 {
+		p.turns = slices.Delete(p.turns, n, n+1)
+	} else if t.placed {
+		p.free()
+	}
+}
+
+// give gives a place back.
+func (p *places) give() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free()
+}
+
+// free hands a place on to whoever waits longest. The caller holds mu.
+func (p *places) free() {
+	p.taken--
+	if len(p.turns) == 0 || p.taken >= p.turns[0].limit {
+		return
+	}
+	p.taken++
+	p.turns[0].placed = true
+	close(p.turns[0].came)
+	p.turns = slices.Delete(p.turns, 0, 1)
+}
+
+// look lets those who wait see whether the config has changed.
+func (p *places) look() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.turns {
+		close(t.came)
+	}
+	p.turns = nil
+}
 
 // room counts connections, and lets those who accept wait while there are too many.
 type room struct {

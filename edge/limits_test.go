@@ -534,9 +534,9 @@ func TestNoPlaceIsLost(t *testing.T) {
 	ca := tunneltest.NewCA(t)
 	echo := tunneltest.Echo(t)
 	raw, ws, dead := testSite(t, ca, "raw.test"), testSite(t, ca, "ws.test"), testSite(t, ca, "dead.test")
-	raw.Raw = &Route{Target: echo, Limit: 10}
+	raw.Raw = &Route{Target: echo, Limit: 2, Queue: true}
 	ws.Routes = []*Route{
-		{Path: "/", Target: echo, Limit: 10},
+		{Path: "/", Target: echo, Limit: 2, Queue: true},
 		{Path: "/dead", Target: "dead", Limit: 10},
 		{Path: "/never", Target: echo, Limit: 10, Access: Access{From: []netip.Prefix{}}},
 	}

@@ -139,7 +139,7 @@ func (m *Metrics) ended(v *visit, s *tunnel.Session, err error) {
 	l := v.labels()
 	switch {
 	case s.Open():
-		m.ends.WithLabelValues(l.site, l.route, endReason(err)).Inc()
+		m.ends.WithLabelValues(l.site, l.route, tunnel.EndReason(err)).Inc()
 	case v.stage == atTarget:
 		m.targetFailures.WithLabelValues(l.site, l.route, targetReason(err)).Inc()
 	case errors.Is(err, tunnel.ErrNoTunnel):

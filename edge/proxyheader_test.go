@@ -155,7 +155,7 @@ func headed(t testing.TB) (address string, headers chan *proxyproto.Header) {
 // upload sends a megabyte through c, for a target as headed makes them.
 func upload(t testing.TB, c tunnel.Conn) {
 	t.Helper()
-	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<14) // two buffers full
 	if _, err := c.Write(data); err != nil {
 		t.Fatal(err)
 	}

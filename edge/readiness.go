@@ -15,6 +15,7 @@ import (
 )
 
 const (
+	// checkTimeout is how long a check may ask; a third of it later nobody waits for it any more.
 	checkTimeout = 3 * time.Second
 	// checkedFor is how long the answer of a check is good: probes may come from many sides.
 	checkedFor = 2 * time.Second
@@ -73,14 +74,12 @@ func (s *Server) certificateProblems(ctx context.Context) (problems []string) {
 // errProbed ends the handshake of a probe.
 var errProbed = errors.New("the certificate is known")
 
-// probe asks for the certificate of name as a client would: only crypto/tls can make a ClientHello. Of a
+// probe asks, until ctx ends, for the certificate of name as a client would: only crypto/tls can make a ClientHello. Of a
 // site without names, "" asks for what those get who name none; such a site may have none for them.
 func (s *Site) probe(ctx context.Context, name string) error {
 	if strings.HasPrefix(name, "*.") {
 		name = "any" + name[1:]
 	}
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
 	ours, theirs := net.Pipe()
 	defer ours.Close()
 	client := tls.Client(theirs, &tls.Config{ServerName: name, InsecureSkipVerify: true}) // it gets no certificate
@@ -133,9 +132,10 @@ func checkDates(c *tls.Certificate) error {
 // check is a question of which the answer is good for a while. It is not asked twice at a time, however
 // many want to know.
 type check struct {
-	what string
-	good time.Duration
-	ask  func(context.Context) []string
+	what    string
+	good    time.Duration
+	timeout time.Duration // of ask
+	ask     func(context.Context) []string
 
 	mu      sync.Mutex
 	at      time.Time // of answer; zero: none yet
@@ -157,7 +157,7 @@ func (c *check) problems(ctx context.Context) []string {
 	}
 	running := c.running
 	c.mu.Unlock()
-	timeout := time.NewTimer(checkTimeout + time.Second)
+	timeout := time.NewTimer(c.timeout * 4 / 3)
 	defer timeout.Stop()
 	select {
 	case <-running:
@@ -171,7 +171,7 @@ func (c *check) problems(ctx context.Context) []string {
 }
 
 func (c *check) run(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	answer := c.ask(ctx)
 	c.mu.Lock()

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"strings"
-	"syscall"
 
 	"raimon/tunnel"
 )
@@ -34,26 +32,20 @@ func limitReason(err error) string {
 // isLimit tells whether err is one of those that are counted as refusals.
 func isLimit(err error) bool { return limitReason(err) != "other" }
 
-// endReason says how a tunnel ended.
-func endReason(err error) string {
-	var closed *tunnel.CloseError
+// reason says in one word why a connection became no tunnel, for the log: as metrics say it.
+func reason(info *tunnel.Info, err error) string {
+	v, ok := info.Route.(*visit)
 	switch {
-	case err == nil:
-		return "closed"
-	case errors.Is(err, tunnel.ErrDrained), errors.Is(err, context.Canceled):
-		return "shutdown"
-	case errors.Is(err, tunnel.ErrLinger):
-		return "silent"
-	case tunnel.IsReset(err):
-		return "reset"
-	case errors.As(err, &closed):
-		return "close_code"
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return "cut"
-	case isTimeout(err): // keep-alive, or a peer that acknowledges nothing
-		return "timeout"
+	case errors.Is(err, tunnel.ErrNoTunnel):
+		return "visit"
+	case errors.Is(err, tunnel.ErrChallenge):
+		return "challenge"
+	case isLimit(err):
+		return limitReason(err)
+	case !ok:
+		return tunnel.EndReason(err)
 	}
-	return "failed"
+	return failureReason(v.stage, err)
 }
 
 // targetReason says why a target could not be reached.
@@ -62,7 +54,7 @@ func targetReason(err error) string {
 	switch {
 	case errors.As(err, &dns):
 		return "name"
-	case isTimeout(err):
+	case tunnel.IsTimeout(err):
 		return "timeout"
 	case tunnel.IsRefused(err):
 		return "refused"
@@ -83,7 +75,7 @@ func failureReason(reached stage, err error) string {
 		return "unknown_name"
 	case errors.Is(err, tunnel.ErrDrained), errors.Is(err, context.Canceled):
 		return "shutdown"
-	case isTimeout(err):
+	case tunnel.IsTimeout(err):
 		return "timeout"
 	case reached == arriving:
 		return "proxy_header"
@@ -151,9 +143,4 @@ func alertReason(alert error) string {
 		return "alert_other"
 	}
 	return "alert_" + strings.ReplaceAll(strings.ToLower(name), " ", "_")
-}
-
-func isTimeout(err error) bool {
-	return errors.Is(err, tunnel.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT)
 }

@@ -32,7 +32,8 @@ func run(t testing.TB, c *Config) *running {
 	complete(c)
 	r := &running{log: &lines{}}
 	r.Server = &Server{
-		Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Metrics: NewMetrics(),
+		Log:     slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Hint: func(err error) string {
 			if h, ok := err.(interface{ Hint() string }); ok {
 				return h.Hint()
@@ -87,8 +88,8 @@ func (r *running) noPlaceIsTaken(t testing.TB) {
 		t.Errorf("%d addresses are remembered, and %d counted as absent", len(r.addresses.all), r.addresses.absent)
 	}
 	for name, count := range r.counts {
-		if n := count.n.Load(); n != 0 {
-			t.Errorf("%v: %d tunnels are still counted", name, n)
+		if count.taken != 0 || len(count.turns) != 0 {
+			t.Errorf("%v: %d tunnels are still counted, %d wait", name, count.taken, len(count.turns))
 		}
 	}
 }

@@ -50,7 +50,7 @@ type Server struct {
 	retired   bool
 	accepting sync.WaitGroup
 	sessions  sync.WaitGroup
-	counts    map[place]*tunnelCount
+	counts    map[place]*places
 	traffic   traffic // has a lock of its own
 }
 
@@ -97,6 +97,9 @@ func (s *Server) Apply(ctx context.Context, c *Config) error {
 	}
 	s.current.Store(next)
 	s.room.look()
+	for _, p := range s.counts {
+		p.look()
+	}
 	doors := make(map[string]*door)
 	for address, l := range opened {
 		d := s.doors[address]
@@ -358,7 +361,7 @@ func (s *Server) ended(session *tunnel.Session, err error) {
 }
 
 // openOn counts the tunnels of a route, also across changes of the Config.
-func (s *Server) openOn(site *Site, route *Route) *tunnelCount {
+func (s *Server) openOn(site *Site, route *Route) *places {
 	if s.Fixed && route.Limit == 0 {
 		return nil
 	}
@@ -366,10 +369,10 @@ func (s *Server) openOn(site *Site, route *Route) *tunnelCount {
 	defer s.mu.Unlock()
 	key := place{site.label(), route.label(), route.Path, route.Host}
 	if s.counts == nil {
-		s.counts = make(map[place]*tunnelCount)
+		s.counts = make(map[place]*places)
 	}
 	if s.counts[key] == nil {
-		s.counts[key] = new(tunnelCount)
+		s.counts[key] = new(places)
 	}
 	return s.counts[key]
 }

@@ -56,8 +56,7 @@ type ticketUse struct{ site, policy string }
 //
 // Bind what a handshake ends up with. A config that GetConfigForClient returns uses the keys of the
 // config it came from, rotation included, if it was not bound itself and is no clone of a bound one: a
-// clone keeps the keys of the moment forever. So call Bind after tunnel.ServeALPN and
-// tunnel.ServeChallenges, and bind every config that GetConfigForClient chooses by site.
+// clone keeps the keys of the moment forever. So bind every config that GetConfigForClient chooses by site.
 func (k *TicketKeys) Bind(config *tls.Config, site, policy string) {
 	if config.SessionTicketsDisabled {
 		return

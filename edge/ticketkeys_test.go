@@ -16,7 +16,6 @@ import (
 
 	"raimon/internal/tunneltest"
 	"raimon/storage"
-	"raimon/tunnel"
 )
 
 // keyRing runs TicketKeys, as one process of an edge does.
@@ -219,15 +218,14 @@ func TestTicketsBehindGetConfigForClient(t *testing.T) {
 	})
 }
 
-// The configs that the tunnel's layers make of a bound one follow its rotation.
+// Each config of a site, whatever the client offers, follows the rotation.
 func TestTicketsWithALPN(t *testing.T) {
 	eachVersion(t, func(t *testing.T, version uint16) {
 		cert := ticketCert(t)
 		keys := newFakeStorage()
 		first := newKeyRing(t, keys)
-		config := &tls.Config{Certificates: []tls.Certificate{cert}}
-		tunnel.ServeALPN(config, "h2", "http/1.1")
-		first.Bind(config, "a.example", "")
+		site := newSiteConfigs(&Site{Tickets: "a.example", Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }}, first.TicketKeys)
+		config := &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return site.choose(hello), nil }}
 		synctest.Wait()
 		for range 12 {
 			client := &ticketHolder{version: version}

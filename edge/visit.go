@@ -42,7 +42,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 	}
 	now.tls = now.tlsConfig()
 	now.encrypted = tunnel.Transport{&tunnel.TLS{ServerConfig: now.tls}, upper{now}}
-	now.http = &tunnel.WebSocket{Ping: c.Ping,
+	now.http = &tunnel.WebSocket{Ping: c.Ping, HeaderSize: c.HeaderSize, IdleTimeout: c.IdleTimeout, BodyTimeout: c.BodyTimeout,
 		Match: func(r *http.Request, info *tunnel.Info) bool { return visitOf(info).match(r, info) },
 		Site: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			visitOf(tunnel.InfoOf(r)).ServeHTTP(w, r)
@@ -56,7 +56,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 		e := &entrance{Listener: l, snapshot: now}
 		e.forwarder = &tunnel.Forwarder{
 			Accept: tunnel.Transport{e}, Dial: dial, Opened: opened,
-			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Log: s.Log, Level: c.Level,
+			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Reason: reason, Log: s.Log, Level: c.Level,
 		}
 		now.entrances[l.Address] = e
 	}
@@ -169,7 +169,7 @@ func (s *snapshot) above(ctx context.Context, c tunnel.Conn, info *tunnel.Info) 
 		s.server.Metrics.shookHands(v)
 	}
 	if v.site != nil && v.site.Raw != nil {
-		if err := v.takeRaw(info); err != nil {
+		if err := v.takeRaw(ctx); err != nil {
 			return nil, err
 		}
 		return c, nil
@@ -190,11 +190,12 @@ type visit struct {
 	begin    time.Time   // of the TLS handshake
 	live     *liveTunnel // nil: no tunnel yet
 
-	site   *Site        // nil on a plain listener, where each request has its own
-	policy string       // what the client had to show in the handshake
-	route  *Route       // nil: no tunnel, or passed on untouched
-	user   string       // whose token or certificate opened the route
-	open   *tunnelCount // nil: nobody counts
+	site   *Site   // nil on a plain listener, where each request has its own
+	policy string  // what the client had to show in the handshake
+	route  *Route  // nil: no tunnel, or passed on untouched
+	user   string  // whose token or certificate opened the route
+	open   *places // nil: nobody counts
+	full   error   // why there was no place on the route of the last request
 
 	uncounted bool // its address does not count it
 }
@@ -236,12 +237,18 @@ func (v *visit) settle() bool {
 
 // match tells whether r, which asks for a WebSocket, gets a tunnel.
 func (v *visit) match(r *http.Request, info *tunnel.Info) bool {
-	site := v.current(r)
-	if !v.settle() || site == nil {
-		return false
-	}
-	route, user := site.route(r, info)
-	return route != nil && v.take(site, route, user)
+	v.full = v.take(r.Context(), func() (choice, error) {
+		site := v.current(r)
+		if !v.settle() || site == nil {
+			return choice{}, ErrAccess
+		}
+		route, user := site.route(r, info)
+		if route == nil {
+			return choice{}, ErrAccess
+		}
+		return choice{site, route, user}, nil
+	})
+	return v.full == nil
 }
 
 // route is that which r may have; nil: none. Somebody who looks for routes learns nothing from how long it
@@ -269,35 +276,90 @@ func (s *Site) isHost(route *Route, header string) bool {
 }
 
 // takeRaw gives the visitor of a site without HTTP its tunnel.
-func (v *visit) takeRaw(info *tunnel.Info) error {
-	if !v.settle() {
-		return ErrPerAddress
-	}
-	route := v.site.Raw
-	if err := v.site.Clients.check(info.TLS); err != nil {
-		return err
-	}
-	user, ok := route.Access.allows(nil, info)
-	switch {
-	case !ok:
-		return ErrAccess
-	case !v.take(v.site, route, user):
+func (v *visit) takeRaw(ctx context.Context) error {
+	err := v.take(ctx, v.chooseRaw)
+	if errors.Is(err, ErrRouteFull) {
 		v.entrance.snapshot.server.Metrics.refused(ErrRouteFull)
-		return ErrRouteFull
 	}
-	return nil
+	return err
 }
 
-// take makes the visit a tunnel on route, unless there are too many.
-func (v *visit) take(site *Site, route *Route, user string) bool {
-	open := v.entrance.snapshot.server.openOn(site, route)
-	if open != nil && !open.take(route.Limit) {
-		return false
+// chooseRaw is the tunnel of a site without HTTP, as it is now.
+func (v *visit) chooseRaw() (choice, error) {
+	now := v.entrance.snapshot.server.current.Load()
+	site := now.sites[""]
+	if !v.entrance.Plain {
+		site = now.site(v.info.ServerName)
 	}
-	v.site, v.route, v.user, v.open = site, route, user, open
-	v.info.Path = route.Path
+	switch {
+	case !v.settle():
+		return choice{}, ErrPerAddress
+	case site == nil || site.Pass != "" || site.Raw == nil || !v.entrance.Plain && site.Clients.policy() != v.policy:
+		return choice{}, ErrAccess // a reload has made something else of what the client has shaken hands for
+	}
+	if err := site.Clients.check(v.info.TLS); err != nil {
+		return choice{}, err
+	}
+	user, ok := site.Raw.Access.allows(nil, v.info)
+	if !ok {
+		return choice{}, ErrAccess
+	}
+	return choice{site, site.Raw, user}, nil
+}
+
+// choice is a route that the visitor may have.
+type choice struct {
+	site  *Site
+	route *Route
+	user  string
+}
+
+// take makes the visit a tunnel on the route that choose finds, when there is a place. While the visitor waits for that,
+// choose is asked again whenever the config changes. Who cannot be seen to leave, by a context that never ends, does not wait.
+func (v *visit) take(ctx context.Context, choose func() (choice, error)) error {
+	server := v.entrance.snapshot.server
+	var waiting context.Context
+	for {
+		now := server.current.Load()
+		c, err := choose()
+		if err != nil {
+			return err
+		}
+		open := server.openOn(c.site, c.route)
+		t, err := open.enter(c.route.Limit, c.route.Queue && ctx.Done() != nil)
+		switch {
+		case err != nil:
+			return err
+		case t == nil:
+			v.has(c, open)
+			return nil
+		case server.current.Load() != now: // whoever changed it may not have seen the turn
+			open.leave(t)
+			continue
+		}
+		if waiting == nil {
+			var stop func()
+			waiting, stop = v.info.Patience(ctx)
+			defer stop()
+		}
+		placed, err := open.await(waiting, t)
+		switch {
+		case placed:
+			v.has(c, open)
+			return nil
+		case errors.Is(err, tunnel.ErrTimeout):
+			return ErrRouteFull
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// has notes that the visit has a place.
+func (v *visit) has(c choice, open *places) {
+	v.site, v.route, v.user, v.open = c.site, c.route, c.user, open
+	v.info.Path = c.route.Path
 	v.note()
-	return true
 }
 
 // ServeHTTP answers whoever gets no tunnel, as the site behind it does.
@@ -312,7 +374,9 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if tunnel.IsUpgrade(r) {
 		if route, _ := site.route(r, v.info); route != nil { // it was full, or still is
-			v.entrance.snapshot.server.Metrics.refused(ErrRouteFull)
+			if errors.Is(v.full, ErrRouteFull) { // who has left while it waited was not refused
+				v.entrance.snapshot.server.Metrics.refused(ErrRouteFull)
+			}
 			w.Header().Set("Retry-After", "5")
 			http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
 			return

@@ -19,20 +19,15 @@ func IsChallenge(hello *tls.ClientHelloInfo) bool {
 
 // ServeChallenges makes config answer TLS-ALPN-01 probes with what its GetCertificate has for them.
 // TLS.Server ends such a connection after the handshake. Probes get no tickets and are not asked for
-// a client certificate; to all others nothing changes. It is called last, after ServeALPN.
+// a client certificate; to all others nothing changes.
 func ServeChallenges(config *tls.Config) {
 	probes := config.Clone()
-	probes.GetConfigForClient = nil
 	probes.NextProtos = []string{ChallengeProtocol}
 	probes.SessionTicketsDisabled = true
 	probes.ClientAuth = tls.NoClientCert
-	others := config.GetConfigForClient
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		switch {
-		case IsChallenge(hello):
+		if IsChallenge(hello) {
 			return probes, nil
-		case others != nil:
-			return others(hello)
 		}
 		return nil, nil
 	}

@@ -59,6 +59,22 @@ func (i *Info) UntilDraining(ctx context.Context) (context.Context, func()) {
 	}
 }
 
+// Patience returns ctx for a wait in the middle of the handshakes. It has as long as they have to itself, and ends with
+// ErrTimeout; with ErrDrained when nothing new is to begin. Their own limit stands still until stop, and then begins anew.
+func (i *Info) Patience(ctx context.Context) (waiting context.Context, stop func()) {
+	i.stopLimit()
+	waiting, unhook := i.UntilDraining(ctx)
+	release := func() {}
+	if i.limit != nil {
+		waiting, release = context.WithTimeoutCause(waiting, i.timeout, ErrTimeout)
+	}
+	return waiting, func() {
+		release()
+		unhook()
+		i.startLimit()
+	}
+}
+
 // startLimit gives the handshake and the dial that follows it their time, from now on. A later
 // request of an HTTP connection begins anew.
 func (i *Info) startLimit() {
@@ -67,10 +83,11 @@ func (i *Info) startLimit() {
 	}
 }
 
-// headLimit is for the head of a later request. A first one is ended by the limit itself, a little sooner.
-func (i *Info) headLimit() time.Duration {
+// headLimit is for the head of a later request, and otherwise where there is no limit. A first one is ended by the limit
+// itself, a little sooner.
+func (i *Info) headLimit(otherwise time.Duration) time.Duration {
 	if i.limit == nil {
-		return siteIdle
+		return otherwise
 	}
 	return i.timeout + time.Second
 }

@@ -19,6 +19,11 @@ type Dialer struct {
 	Proxy func(address string) (*url.URL, error)
 	// ProxyTLS is for https proxies; nil means the system's roots. ServerName is filled in.
 	ProxyTLS *tls.Config
+	// ProxyUser gives user and password for the proxy, for each connection anew, in place of those in its URL.
+	// Nil takes those. An error of it ends Dial; it must not hold the password.
+	ProxyUser func(ctx context.Context) (*url.Userinfo, error)
+	// UserAgent is what HTTP proxies are told (RFC 9110, section 10.1.5), free of control characters; empty: nothing.
+	UserAgent string
 	// FastOpen sends the first bytes in the SYN (RFC 7413) where the system can; elsewhere it does
 	// nothing. Only for transports where the client speaks first: to an edge that is known
 	// already, the connection is not opened before the first Write, which then reports a dead edge.
@@ -35,7 +40,7 @@ type Dialer struct {
 
 // Dial connects to address, in the forms of ParseAddress. Names are looked up anew each time, by
 // the proxy if there is one. A name's addresses are tried in turn, IPv6 and IPv4 side by side
-// (RFC 8305).
+// (RFC 8305). An error of a proxy, or on the way to it, is a *ProxyError.
 //
 // The result is a bare *net.TCPConn or *net.UnixConn wherever nothing needs to sit in between:
 // an https proxy needs TLS, and bytes that came with a proxy's answer are kept in a Conn with
@@ -56,6 +61,29 @@ func (d *Dialer) Dial(ctx context.Context, address string) (Conn, error) {
 		return d.direct(ctx, network, name)
 	}
 	return d.throughProxy(ctx, via, name)
+}
+
+// Via is the address of the proxy through which Dial goes to address; empty: it goes there directly, or nowhere.
+func (d *Dialer) Via(address string) string {
+	network, name, err := ParseAddress(address)
+	if err != nil || network == "unix" || d.Proxy == nil {
+		return ""
+	}
+	via, err := d.Proxy(name)
+	if err != nil || via == nil {
+		return ""
+	}
+	return proxyAddress(via)
+}
+
+// Through adds to err, of a handshake on a connection that Dial made to address, the proxy that it goes through,
+// which may have answered in place of the other side.
+func (d *Dialer) Through(address string, err error) error {
+	via := d.Via(address)
+	if via == "" {
+		return err
+	}
+	return &ProxyError{Proxy: via, Connected: true, Err: err}
 }
 
 func (d *Dialer) direct(ctx context.Context, network, name string) (Conn, error) {

@@ -46,6 +46,8 @@ type Forwarder struct {
 	Opened func(*Session)
 	// Hint says what a user can do about an error of a tunnel, for the log. Nil says nothing.
 	Hint func(error) string
+	// Reason says in one word, for the log, why a connection that Accept has refused became no tunnel. Nil: EndReason does.
+	Reason func(info *Info, err error) string
 	// Log takes one line for each connection. Nil discards them.
 	Log *slog.Logger
 	// Level is the level of the line about a tunnel that went well; zero is slog.LevelInfo.
@@ -312,10 +314,10 @@ func answer(ctx context.Context, accepted Conn) (c Conn, err error) {
 // tell leaves the one line that tells what became of the connection.
 func (s *Session) tell(err error) {
 	log := s.f.log()
-	if err == nil && !log.Enabled(context.Background(), s.f.Level) {
+	level, message := s.verdict(err)
+	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	sent, received := s.Sent(), s.Received()
 	log = log.With("client", addrString(s.info.Client))
 	if s.info.ServerName != "" {
 		log = log.With("sni", s.info.ServerName)
@@ -324,20 +326,43 @@ func (s *Session) tell(err error) {
 	if s.info.Target != "" {
 		log = log.With("target", s.info.Target)
 	}
-	traffic := slog.Group("", "sent", sent, "received", received, "duration", time.Since(s.begin).Round(time.Millisecond).String())
+	reason := slog.String("reason", s.reason(err))
+	traffic := slog.Group("", "sent", s.Sent(), "received", s.Received(), "duration", time.Since(s.begin).Round(time.Millisecond).String(), reason)
+	switch message {
+	case tunnelClosed:
+		log.Log(context.Background(), level, message, traffic)
+	case noTunnel:
+		if !isTold(err) {
+			traffic = reason
+		}
+		log.Log(context.Background(), level, message, "error", err, traffic)
+	case tunnelReset:
+		log.Log(context.Background(), level, message, "error", err, traffic)
+	default:
+		log.Log(context.Background(), level, message, "error", err, s.f.hint(err), traffic)
+	}
+}
+
+// What is said of connections that have ended.
+const (
+	tunnelClosed = "tunnel closed"
+	tunnelReset  = "tunnel reset"
+	tunnelFailed = "tunnel failed"
+	noTunnel     = "no tunnel"
+)
+
+// verdict is what there is to say when the session has ended with err, and how loud.
+func (s *Session) verdict(err error) (slog.Level, string) {
 	switch {
 	case err == nil:
-		log.Log(context.Background(), s.f.Level, "tunnel closed", traffic)
-	case isStray(err) || sent+received == 0 && hasLeft(s.accepted):
+		return s.f.Level, tunnelClosed
+	case isStray(err) || s.Sent()+s.Received() == 0 && hasLeft(s.accepted), isTold(err):
 		// Whoever probes a port is gone before there is anything to say.
-		log.Debug("no tunnel", "error", err)
-	case isTold(err):
-		log.Debug("no tunnel", "error", err, traffic)
+		return slog.LevelDebug, noTunnel
 	case IsReset(err) && !isUnreached(err):
-		log.Log(context.Background(), s.f.Level, "tunnel reset", "error", err, traffic) // programs do that all the time
-	default:
-		log.Warn("tunnel failed", "error", err, s.f.hint(err), traffic)
+		return s.f.Level, tunnelReset // programs do that all the time
 	}
+	return slog.LevelWarn, tunnelFailed
 }
 
 // limit bounds handshakes and dial; the layers may start it anew through info.

@@ -7,13 +7,14 @@ import (
 	"time"
 )
 
-// paceStep is how much of an answer a client has to take in siteIdle.
+// paceStep is how much of an answer a client has to take in pace.limit.
 const paceStep = 32 << 10
 
 // pace ends the request of a client that stalls: one from which nothing of the body comes, or that takes nothing
-// of the answer, for siteIdle while the site waits for just that. What the site itself takes does not
+// of the answer, for limit while the site waits for just that. What the site itself takes does not
 // count, nor does the length of it all.
 type pace struct {
+	limit   time.Duration
 	control *http.ResponseController
 
 	mu      sync.Mutex
@@ -27,7 +28,7 @@ type pace struct {
 // serve answers r with site.
 func (p *pace) serve(site http.Handler, w http.ResponseWriter, r *http.Request, hijacked func() bool) {
 	p.control, p.streams = http.NewResponseController(w), r.ProtoMajor >= 2
-	p.timer = time.AfterFunc(siteIdle, p.giveUp)
+	p.timer = time.AfterFunc(p.limit, p.giveUp)
 	p.timer.Stop()
 	defer func() { p.finish(hijacked()) }()
 	if r.Body != http.NoBody {
@@ -45,7 +46,7 @@ func (p *pace) begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.waiting++; p.waiting == 1 && !p.over {
-		p.timer.Reset(siteIdle)
+		p.timer.Reset(p.limit)
 	}
 }
 
@@ -57,7 +58,7 @@ func (p *pace) end() {
 	case p.waiting == 0:
 		p.timer.Stop()
 	default:
-		p.timer.Reset(siteIdle) // whoever sends may be slow to take, and the other way round
+		p.timer.Reset(p.limit) // whoever sends may be slow to take, and the other way round
 	}
 }
 
@@ -79,7 +80,7 @@ func (p *pace) finish(hijacked bool) {
 	defer p.mu.Unlock()
 	p.timer.Stop()
 	if !p.over && !hijacked && !p.streams {
-		p.setDeadlines(time.Now().Add(siteIdle))
+		p.setDeadlines(time.Now().Add(p.limit))
 	}
 	p.over = true
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -37,6 +38,11 @@ func slowSite(ended chan<- error) http.HandlerFunc {
 		case "/think":
 			time.Sleep(time.Hour)
 			err = r.Context().Err()
+		case "/work": // think before the answer, and within it
+			_, err = io.Copy(w, r.Body)
+			time.Sleep(time.Hour)
+			fmt.Fprint(w, " ", err, r.Context().Err(), " ")
+			time.Sleep(time.Hour)
 		}
 		if err == nil {
 			fmt.Fprint(w, "done")
@@ -45,22 +51,23 @@ func slowSite(ended chan<- error) http.HandlerFunc {
 	}
 }
 
-// host serves slowSite on one end of a connection, and returns the other.
-func host() (visitor *tunneltest.PipeConn, handler, session chan error) {
+// host serves slowSite on one end of a connection, with the time limits of w, and returns the other.
+func host(w *tunnel.WebSocket) (visitor *tunneltest.PipeConn, handler, session chan error) {
 	visitor, accepted := tunneltest.Pipe()
 	handler, session = make(chan error, 100), make(chan error, 1)
-	f := &tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.WebSocket{Match: nobody, Site: slowSite(handler)}}, Timeout: 10 * time.Second}
+	w.Match, w.Site = nobody, slowSite(handler)
+	f := &tunnel.Forwarder{Accept: tunnel.Transport{w}, Timeout: 10 * time.Second}
 	go func() { session <- f.Handle(context.Background(), accepted) }()
 	return visitor, handler, session
 }
 
 func nobody(*http.Request, *tunnel.Info) bool { return false }
 
-// took is how long it takes until something comes from ch.
-func took(ch <-chan error) time.Duration {
+// took is how long it takes until something comes from ch, and what.
+func took(ch <-chan error) (time.Duration, error) {
 	begin := time.Now()
-	<-ch
-	return time.Since(begin)
+	err := <-ch
+	return time.Since(begin), err
 }
 
 // A visitor that stalls is gone after its time, whatever it is that it does not send or take.
@@ -80,7 +87,7 @@ func TestStalledVisitorIsCut(t *testing.T) {
 		"an answer not taken":   {"GET /write HTTP/1.1\r\nHost: a.test\r\n\r\n", time.Minute},
 		"answers not taken":     {strings.Repeat("GET /little HTTP/1.1\r\nHost: a.test\r\n\r\n", 70), time.Minute},
 		"half a preface":        {"PRI * HTTP/2.0\r\n\r\nS", 10 * time.Second},
-		"a preface":             {http2.ClientPreface, 10 * time.Second},
+		"a preface":             {http2.ClientPreface, 2 * time.Second},
 		"HTTP/2, half a head":   {http2Sent(t, "/read", false, true), time.Minute},
 		"HTTP/2, half a body":   {http2Sent(t, "/read", true, true), 2 * time.Minute}, // the stream, then the idle connection
 		"HTTP/2, not taken":     {http2Sent(t, "/write", true, false), 2 * time.Minute},
@@ -88,13 +95,47 @@ func TestStalledVisitorIsCut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				visitor, _, session := host()
+				visitor, _, session := host(new(tunnel.WebSocket))
 				defer visitor.Close()
 				go io.WriteString(visitor, test.sent)
 				if name == "idle" || strings.HasPrefix(name, "HTTP/2") { // the connection itself is taken from
 					go io.Copy(io.Discard, visitor)
 				}
-				if d := took(session); d > test.want+2*time.Second {
+				d, err := took(session)
+				if d < test.want-time.Second || d > test.want+2*time.Second {
+					t.Errorf("took %v, want %v", d, test.want)
+				}
+				if test.want >= time.Minute && !errors.Is(err, tunnel.ErrNoTunnel) {
+					t.Errorf("it ended with %v", err)
+				}
+			})
+		})
+	}
+}
+
+// The time between requests and that for bodies and answers are set apart.
+func TestTimeForVisitorsIsSet(t *testing.T) {
+	set := tunnel.WebSocket{IdleTimeout: 3 * time.Second, BodyTimeout: 20 * time.Second}
+	for name, test := range map[string]struct {
+		sent string
+		want time.Duration
+	}{
+		"half a later head":   {"GET / HTTP/1.1\r\nHost: a.test\r\n\r\nGET / HT", set.IdleTimeout},
+		"idle":                {"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", set.IdleTimeout},
+		"half a body":         {"POST /read HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000\r\n\r\nhalf", set.BodyTimeout},
+		"half a body, unread": {"POST /ignore HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000\r\n\r\nhalf", set.BodyTimeout},
+		"an answer not taken": {"GET /write HTTP/1.1\r\nHost: a.test\r\n\r\n", set.BodyTimeout},
+		"HTTP/2, half a body": {http2Sent(t, "/read", true, true), set.BodyTimeout + set.IdleTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				visitor, _, session := host(&tunnel.WebSocket{IdleTimeout: set.IdleTimeout, BodyTimeout: set.BodyTimeout})
+				defer visitor.Close()
+				go io.WriteString(visitor, test.sent)
+				if name != "an answer not taken" {
+					go io.Copy(io.Discard, visitor)
+				}
+				if d, _ := took(session); d < test.want || d > test.want+2*time.Second {
 					t.Errorf("took %v, want %v", d, test.want)
 				}
 			})
@@ -131,38 +172,33 @@ func TestSlowVisitorIsServed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				visitor, handler, session := host()
+				visitor, handler, session := host(new(tunnel.WebSocket))
 				protocols := new(http.Protocols)
 				protocol(protocols)
 				transport := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return visitor, nil }}
 				for _, test := range []struct {
 					path string
 					body io.Reader
-					size int
+					want string
 				}{
-					{"/read", &slowly{pieces: 40}, len("done")},
-					{"/think", nil, len("done")},
-					{"/think", strings.NewReader("a body that nobody reads"), len("done")},
-					{"/write", nil, bigAnswer + len("done")},
+					{"/read", &slowly{pieces: 40}, "done"},
+					{"/think", nil, "done"},
+					{"/think", strings.NewReader("a body that nobody reads"), "done"},
+					{"/work", &slowly{pieces: 10}, "xxxxxxxxxx <nil> <nil> done"},
+					{"/write", nil, strings.Repeat("\x00", bigAnswer) + "done"},
 				} {
-					r, err := http.NewRequest("POST", "http://a.test"+test.path, test.body)
-					if err != nil {
-						t.Fatal(err)
-					}
-					answer, err := transport.RoundTrip(r)
+					answer, err := transport.RoundTrip(request(t, "POST", test.path, test.body))
 					if err != nil {
 						t.Fatalf("%s: %v", test.path, err)
 					}
-					n := 0
-					for buffer := make([]byte, 256<<10); err == nil; {
+					var got bytes.Buffer
+					for err == nil {
 						time.Sleep(20 * time.Second)
-						var m int
-						m, err = answer.Body.Read(buffer)
-						n += m
+						_, err = io.CopyN(&got, answer.Body, 64<<10)
 					}
 					answer.Body.Close()
-					if err != io.EOF || n != test.size {
-						t.Errorf("%s: %d bytes, %v, want %d", test.path, n, err, test.size)
+					if err != io.EOF || got.String() != test.want {
+						t.Errorf("%s: %d bytes, %v, want %d", test.path, got.Len(), err, len(test.want))
 					}
 					if err := <-handler; err != nil {
 						t.Errorf("%s: the site says %v", test.path, err)
@@ -175,15 +211,64 @@ func TestSlowVisitorIsServed(t *testing.T) {
 	}
 }
 
-// slowly is a body of which a byte comes each half a minute.
+// slowly is a body of which a byte comes each 50 s.
 type slowly struct{ pieces int }
 
 func (s *slowly) Read(p []byte) (int, error) {
 	if s.pieces--; s.pieces < 0 {
 		return 0, io.EOF
 	}
-	time.Sleep(30 * time.Second)
+	time.Sleep(50 * time.Second)
 	return copy(p, "x"), nil
+}
+
+// Over HTTP/2 one stream that does not go on ends by itself; others, and long thought, are no worse for it.
+func TestStalledStreamEndsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		visitor, handler, session := host(new(tunnel.WebSocket))
+		conn := &http.Transport{
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return visitor, nil },
+			Protocols:   new(http.Protocols),
+		}
+		conn.Protocols.SetUnencryptedHTTP2(true)
+		silent, hold := io.Pipe()
+		defer hold.Close()
+		thought := make(chan error, 1)
+		go func() {
+			answer, err := conn.RoundTrip(request(t, "GET", "/think", nil))
+			if err == nil {
+				_, err = io.ReadAll(answer.Body)
+			}
+			thought <- err
+		}()
+		synctest.Wait() // or the next request would dial as well, and there is one connection only
+		go conn.RoundTrip(request(t, "POST", "/read", silent))
+		if d, err := took(handler); err == nil || d > 66*time.Second {
+			t.Errorf("the body ended after %v with %v", d, err)
+		}
+		go conn.RoundTrip(request(t, "GET", "/write", nil)) // nobody reads the answer
+		if d, err := took(handler); err == nil || d > 66*time.Second {
+			t.Errorf("the answer ended after %v with %v", d, err)
+		}
+		if err := <-thought; err != nil {
+			t.Errorf("the stream that took an hour: %v", err)
+		}
+		if err := <-handler; err != nil {
+			t.Errorf("the site thought for an hour: %v", err)
+		}
+		conn.CloseIdleConnections()
+		visitor.Close()
+		<-session
+	})
+}
+
+func request(t *testing.T, method, path string, body io.Reader) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(context.Background(), method, "http://a.test"+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 // A site that takes a connection over keeps it as long as it likes, and then the visit is over.
@@ -208,7 +293,7 @@ func TestSiteHijacks(t *testing.T) {
 		if got, err := bufio.NewReader(visitor).ReadString('e'); got != "late" || err != nil {
 			t.Errorf("got %q, %v", got, err)
 		}
-		if d := took(session); d > time.Second {
+		if d, _ := took(session); d > time.Second {
 			t.Errorf("the visit goes on for %v", d)
 		}
 	})

@@ -6,22 +6,16 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/url"
 	"strings"
-	"unicode"
 
 	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/net/proxy"
 )
-
-// maxProxyHead is how many bytes the head of a proxy's answer may have.
-const maxProxyHead = 64 << 10
 
 // ProxyFromOption returns a function for Dialer.Proxy. What option says:
 //
@@ -102,26 +96,42 @@ func proxyAddress(via *url.URL) string {
 	return net.JoinHostPort(via.Hostname(), cmp.Or(via.Port(), proxyPort[via.Scheme]))
 }
 
+// throughProxy connects to address through via. Its errors are *ProxyError.
 func (d *Dialer) throughProxy(ctx context.Context, via *url.URL, address string) (Conn, error) {
+	failed := func(err error, user *url.Userinfo) error {
+		return &ProxyError{Proxy: proxyAddress(via), Credentials: user != nil, Err: err}
+	}
 	if strings.HasPrefix(address, ":") {
-		return nil, fmt.Errorf("proxy %s: address %q: the host is missing", proxyAddress(via), address)
+		return nil, failed(fmt.Errorf("address %q: the host is missing", address), nil)
+	}
+	user, err := d.proxyUser(ctx, via) // first: a proxy would not wait for it
+	if err != nil {
+		return nil, failed(fmt.Errorf("user and password: %w", err), nil)
 	}
 	c, err := d.direct(ctx, "tcp", proxyAddress(via))
 	if err != nil {
-		return nil, fmt.Errorf("proxy %s: %w", proxyAddress(via), err)
+		return nil, failed(err, user)
 	}
-	stream, err := d.askProxy(ctx, c, via, address)
+	stream, err := d.askProxy(ctx, c, via, user, address)
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("proxy %s: %w", proxyAddress(via), err)
+		return nil, failed(err, user)
 	}
 	return stream, nil
 }
 
-func (d *Dialer) askProxy(ctx context.Context, c Conn, via *url.URL, address string) (Conn, error) {
+// proxyUser is who we are to the proxy; nil: nobody in particular.
+func (d *Dialer) proxyUser(ctx context.Context, via *url.URL) (*url.Userinfo, error) {
+	if d.ProxyUser == nil {
+		return via.User, nil
+	}
+	return d.ProxyUser(ctx)
+}
+
+func (d *Dialer) askProxy(ctx context.Context, c Conn, via *url.URL, user *url.Userinfo, address string) (Conn, error) {
 	switch via.Scheme {
 	case "socks5", "socks5h", "socks":
-		err := interruptible(ctx, c, func() error { return askSOCKS5(c, via, address) })
+		err := interruptible(ctx, c, func() error { return askSOCKS5(c, proxyAddress(via), user, address) })
 		if err != nil {
 			return nil, fmt.Errorf("SOCKS5 %s: %w", address, err)
 		}
@@ -138,7 +148,7 @@ func (d *Dialer) askProxy(ctx context.Context, c Conn, via *url.URL, address str
 	}
 	var stream Conn
 	err := interruptible(ctx, c, func() (err error) {
-		stream, err = askHTTP(c, via, address)
+		stream, err = askHTTP(c, connectHead(address, d.UserAgent, user))
 		return err
 	})
 	if err != nil {
@@ -157,76 +167,15 @@ func (d *Dialer) proxyTLS(name string) *tls.Config {
 	return config
 }
 
-// askHTTP sends a CONNECT request (RFC 9110, section 9.3.6) over c and reads the head of the answer.
-func askHTTP(c Conn, via *url.URL, address string) (Conn, error) {
-	if _, err := c.Write(connectHead(via, address)); err != nil {
-		return nil, err
-	}
-	limited := &io.LimitedReader{R: c, N: maxProxyHead}
-	r := bufio.NewReader(limited)
-	for {
-		answer, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
-		if err != nil {
-			return nil, answerError(err, limited.N == 0)
-		}
-		switch {
-		case answer.StatusCode/100 == 2:
-			// Content-Length and Transfer-Encoding mean nothing here: the stream begins after the head.
-			return withPending(c, r), nil
-		case answer.StatusCode/100 == 1 && answer.StatusCode != http.StatusSwitchingProtocols:
-			continue
-		}
-		return nil, errors.New(printable(answer.Status))
-	}
-}
-
-// connectHead is one slice, so that it is one write and, with TLS, one record.
-func connectHead(via *url.URL, address string) []byte {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n", address, address)
-	if via.User != nil {
-		password, _ := via.User.Password()
-		credentials := via.User.Username() + ":" + password
-		fmt.Fprintf(&b, "Proxy-Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(credentials)))
-	}
-	b.WriteString("\r\n")
-	return b.Bytes()
-}
-
-// answerError keeps errors of the connection and replaces those of the parser, which quote up to
-// 64 KiB of what the proxy sent.
-func answerError(err error, tooLong bool) error {
-	var netErr net.Error
-	switch {
-	case tooLong:
-		return fmt.Errorf("the head of the answer has more than %d bytes", maxProxyHead)
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &netErr):
-		return fmt.Errorf("read answer: %w", err)
-	default:
-		return errors.New("the answer is not HTTP/1")
-	}
-}
-
-// printable makes a proxy's status line fit for a terminal.
-func printable(status string) string {
-	status = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, status)
-	return status[:min(len(status), 200)]
-}
-
-// askSOCKS5 asks for a connection to address (RFC 1928) over c, with user and password (RFC 1929)
-// if via has them. It reads not a byte more than the answer.
-func askSOCKS5(c Conn, via *url.URL, address string) error {
+// askSOCKS5 asks the proxy at the other end of c for a connection to address (RFC 1928), with user and
+// password (RFC 1929) if there is a user. It reads not a byte more than the answer.
+func askSOCKS5(c Conn, via string, user *url.Userinfo, address string) error {
 	var auth *proxy.Auth
-	if via.User != nil {
-		password, _ := via.User.Password()
-		auth = &proxy.Auth{User: via.User.Username(), Password: password}
+	if user != nil {
+		password, _ := user.Password()
+		auth = &proxy.Auth{User: user.Username(), Password: password}
 	}
-	dialer, err := proxy.SOCKS5("tcp", proxyAddress(via), auth, dialed{c})
+	dialer, err := proxy.SOCKS5("tcp", via, auth, dialed{c})
 	if err != nil {
 		return err
 	}
@@ -235,7 +184,16 @@ func askSOCKS5(c Conn, via *url.URL, address string) error {
 	_, err = dialer.(proxy.ContextDialer).DialContext(context.Background(), "tcp", address)
 	var opErr *net.OpError
 	if errors.As(err, &opErr) && strings.HasPrefix(opErr.Op, "socks") {
-		return opErr.Err // the rest of it repeats both addresses
+		err = opErr.Err // the rest of it repeats both addresses
+	}
+	if errors.Is(err, io.EOF) {
+		return ErrNoAnswer
+	}
+	if err == nil {
+		return nil
+	}
+	if reply, found := strings.CutPrefix(err.Error(), "unknown error "); found { // each that RFC 1928, section 6 knows
+		return errors.New("the proxy says: " + reply)
 	}
 	return err
 }

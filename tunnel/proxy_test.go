@@ -214,7 +214,7 @@ func TestProxyConnectRefused(t *testing.T) {
 
 	_, err := through(t, "http://jo:wr0ng@"+address).Dial(t.Context(), "example.com:443")
 
-	want := "proxy " + address + ": CONNECT example.com:443: 407 Proxy Authentication Required"
+	want := "proxy " + address + ": CONNECT example.com:443: 407 Proxy Authentication Required (it takes Basic)"
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %v", err, want)
 	}

@@ -77,6 +77,7 @@ type relay struct {
 	ended   int // directions that have ended by themselves
 	err     error
 	refused bool // err comes from an end that takes no more
+	by      side // whose doing the end is: who ended first, or failed
 	watch   *time.Timer
 }
 
@@ -99,7 +100,7 @@ func (r *relay) start(over func()) {
 		}
 	}
 	r.over = over
-	r.uncut = context.AfterFunc(r.ctx, func() { r.abort(context.Cause(r.ctx)) })
+	r.uncut = context.AfterFunc(r.ctx, func() { r.abort(context.Cause(r.ctx), byNobody) })
 	r.running.Store(2)
 	go r.carry(&r.forth)
 	go r.carry(&r.back)
@@ -137,6 +138,7 @@ func (r *relay) end() {
 func (r *relay) passOn(d *direction, err error) {
 	if err == nil {
 		d.read.Store(true)
+		r.ends(d)
 		if err = r.closeWrite(d.dst); err != nil {
 			err = writeError{err}
 		}
@@ -152,6 +154,15 @@ func (r *relay) passOn(d *direction, err error) {
 		if err := l.linger(); err != nil {
 			r.failed(d, err)
 		}
+	}
+}
+
+// ends notes who is the first to end. The other may do so as soon as it hears of it.
+func (r *relay) ends(d *direction) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.by == byNobody && r.err == nil {
+		r.by = r.source(d)
 	}
 }
 
@@ -176,7 +187,7 @@ func (r *relay) finished(d *direction) {
 	r.ended++
 	both := r.ended == 2
 	if r.err != nil {
-		r.cut(r.err) // the last words are said
+		r.cut(r.err, r.by) // the last words are said
 	}
 	if !both && r.linger > 0 && r.err == nil {
 		r.touch()
@@ -187,10 +198,10 @@ func (r *relay) finished(d *direction) {
 		return
 	}
 	r.touch()
-	for _, c := range []Conn{r.a, r.b} {
-		if l, ok := c.(lingerer); ok {
+	for _, d := range []*direction{&r.forth, &r.back} {
+		if l, ok := d.src.(lingerer); ok {
 			if err := l.farewell(); err != nil {
-				r.abort(err)
+				r.abort(err, r.source(d))
 			}
 		}
 	}
@@ -208,24 +219,38 @@ func (r *relay) look() {
 	if r.err != nil || r.watch == nil {
 		return
 	}
-	if r.died(&r.forth, &r.back) || r.died(&r.back, &r.forth) {
-		r.cut(errCut)
-		return
+	for _, d := range []*direction{&r.forth, &r.back} {
+		if r.died(d) {
+			r.cut(errCut, r.source(d))
+			return
+		}
 	}
 	if left := r.linger - time.Since(r.lastSign()); left > 0 {
 		r.watch.Reset(left)
 		return
 	}
-	r.cut(ErrLinger)
+	r.cut(ErrLinger, byNobody)
 }
 
-// died tells whether the source of d, which has ended, is gone for good while other still runs. Nobody
-// reads it any more: what became of it shows only here. The source of other may be closed both ways
+// died tells whether the source of d, which has ended, is gone for good while the other direction still runs. Nobody
+// reads it any more: what became of it shows only here. The other source may be closed both ways
 // and still have data to be read. The caller holds mu.
-func (r *relay) died(d, other *direction) bool {
+func (r *relay) died(d *direction) bool {
+	other := &r.forth
+	if d == other {
+		other = &r.back
+	}
 	s, ok := bottomSocket(d.src)
 	// In this order: passing the end of other on, begun by then, closes the socket as well.
 	return ok && d.over && r.ended < 2 && s.isDead() && !other.read.Load()
+}
+
+// source is the side that d comes from.
+func (r *relay) source(d *direction) side {
+	if d == &r.forth {
+		return byClient
+	}
+	return byTarget
 }
 
 // lastSign is when data last moved, also out of the kernel's queues, or a peer last proved that it is
@@ -256,10 +281,14 @@ func (r *relay) lastSign() time.Time {
 // client may listen only once the upload is done, so the caller then discards the rest of it.
 func (r *relay) failed(d *direction, err error) (lastWordsToCome bool) {
 	var w writeError
+	by := r.source(d)
+	if errors.As(err, &w) {
+		by = by.other()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.err == nil && errors.As(err, &w) && !errors.Is(err, os.ErrDeadlineExceeded) {
-		r.err, r.refused = w.error, true
+	if r.err == nil && w.error != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		r.err, r.refused, r.by = w.error, true, by
 		if r.ended == 0 {
 			soon := time.Now().Add(lastWords)
 			d.dst.SetReadDeadline(soon)
@@ -267,23 +296,23 @@ func (r *relay) failed(d *direction, err error) (lastWordsToCome bool) {
 			return true
 		}
 	}
-	r.cut(err)
+	r.cut(err, by)
 	return false
 }
 
-func (r *relay) abort(err error) {
+func (r *relay) abort(err error, by side) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cut(err)
+	r.cut(err, by)
 }
 
 // cut wakes everything that waits on either end. The first reason is the one that counts; once both
 // directions have ended everything has arrived, and an unanswered farewell matters to nobody.
-func (r *relay) cut(err error) {
+func (r *relay) cut(err error, by side) {
 	// Why the peer hung up says more than that it takes nothing any more.
 	var closed *CloseError
 	if r.err == nil && r.ended < 2 || r.refused && errors.As(err, &closed) {
-		r.err = err
+		r.err, r.by = err, by
 	}
 	r.a.SetDeadline(past)
 	r.b.SetDeadline(past)

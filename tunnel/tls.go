@@ -27,13 +27,13 @@ type TLS struct {
 	ServerConfig *tls.Config
 }
 
-// Client does the handshake of the side that dialed.
+// Client does the handshake of the side that dialed. A certificate of an unknown CA is an *AuthorityError.
 func (t *TLS) Client(ctx context.Context, c Conn) (Conn, error) {
 	r := &records{Conn: asSocket(c)}
 	conn := tls.Client(r, t.ClientConfig)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		r.release()
-		return nil, fmt.Errorf("tls handshake: %w", handshakeError(ctx, err))
+		return nil, fmt.Errorf("tls handshake: %w", nameAuthority(handshakeError(ctx, err), t.ClientConfig))
 	}
 	return newTLSConn(conn, r), nil
 }
@@ -89,45 +89,21 @@ func handshakeError(ctx context.Context, err error) error {
 	return err
 }
 
-// ServeALPN makes config answer the protocols that are served and ignore other offers, where
-// crypto/tls would refuse the client. A client that offers h2 may still speak HTTP/1.1.
-func ServeALPN(config *tls.Config, served ...string) {
-	// One config for each combination, made once: cloning for each handshake would be slow, and
-	// session ticket keys are those of the parent as long as the clone has none of its own.
-	configs := make(map[string]*tls.Config)
-	plain := config.Clone()
-	for set := 1; set < 1<<len(served); set++ {
-		var protos []string
-		for i, p := range served {
-			if set&(1<<i) != 0 {
-				protos = append(protos, p)
-			}
-		}
-		c := plain.Clone()
-		c.NextProtos = protos
-		configs[fmt.Sprint(protos)] = c
-	}
-	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		var protos []string
-		for _, p := range served {
-			for _, offered := range hello.SupportedProtos {
-				if p == offered {
-					protos = append(protos, p)
-					break
-				}
-			}
-		}
-		return configs[fmt.Sprint(protos)], nil
-	}
-}
-
 // PinError says that the server has another key than the pinned ones.
 type PinError struct {
 	// Got is the pin of the key that the server has, in base64.
 	Got string
+	// Issuer is who issued its certificate, as AuthorityError has it.
+	Issuer string
 }
 
-func (e *PinError) Error() string { return "the server's key is not the pinned one but " + e.Got }
+func (e *PinError) Error() string {
+	text := "the server's key is not the pinned one but " + e.Got
+	if e.Issuer != "" {
+		text += ", in a certificate issued by " + e.Issuer
+	}
+	return text
+}
 
 // VerifyPins returns a function for tls.Config.VerifyConnection that accepts exactly the public keys
 // whose SHA-256 (of the SubjectPublicKeyInfo, RFC 7469, section 2.4) is in pins. It is checked on
@@ -143,7 +119,7 @@ func VerifyPins(pins [][]byte) func(tls.ConnectionState) error {
 				return nil
 			}
 		}
-		return &PinError{Got: base64.StdEncoding.EncodeToString(sum[:])}
+		return &PinError{Got: base64.StdEncoding.EncodeToString(sum[:]), Issuer: issuerName(state.PeerCertificates[0])}
 	}
 }
 

@@ -45,7 +45,6 @@ func handshake(t testing.TB, client, server *tunnel.TLS) (*tunnel.Info, error) {
 func TestSecondConnectionResumes(t *testing.T) {
 	ca := tunneltest.NewCA(t)
 	server := &tunnel.TLS{ServerConfig: &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}}}
-	tunnel.ServeALPN(server.ServerConfig, "h2", "http/1.1")
 	client := &tunnel.TLS{ClientConfig: &tls.Config{RootCAs: ca.Pool, ServerName: "localhost", ClientSessionCache: &tunnel.Tickets{}}}
 	for i, want := range []bool{false, true, true} {
 		info, err := handshake(t, client, server)
@@ -87,37 +86,10 @@ func TestPin(t *testing.T) {
 	}
 }
 
-func TestALPNOffersAreNeverRefused(t *testing.T) {
-	ca := tunneltest.NewCA(t)
-	config := &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}}
-	tunnel.ServeALPN(config, "h2", "http/1.1")
-	server := &tunnel.TLS{ServerConfig: config}
-	for _, test := range []struct {
-		offer []string
-		want  string
-	}{
-		{nil, ""},
-		{[]string{"h2"}, "h2"},
-		{[]string{"http/1.1"}, "http/1.1"},
-		{[]string{"http/1.1", "h2"}, "h2"},
-		{[]string{"ssh"}, ""},
-		{[]string{"ssh", "http/1.1"}, "http/1.1"},
-	} {
-		client := &tunnel.TLS{ClientConfig: &tls.Config{RootCAs: ca.Pool, ServerName: "localhost", NextProtos: test.offer}}
-		info, err := handshake(t, client, server)
-		if err != nil {
-			t.Errorf("offer %q: %v", test.offer, err)
-		} else if got := info.TLS.NegotiatedProtocol; got != test.want {
-			t.Errorf("offer %q: got %q, want %q", test.offer, got, test.want)
-		}
-	}
-}
-
 // A CA that probes is answered and then left alone, whatever else the edge demands of clients.
 func TestChallengeProbe(t *testing.T) {
 	ca := tunneltest.NewCA(t)
-	config := &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}, ClientAuth: tls.RequireAnyClientCert}
-	tunnel.ServeALPN(config, "h2", "http/1.1")
+	config := &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}, NextProtos: []string{"h2"}, ClientAuth: tls.RequireAnyClientCert}
 	tunnel.ServeChallenges(config)
 	server := &tunnel.TLS{ServerConfig: config}
 

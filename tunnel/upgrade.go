@@ -44,7 +44,7 @@ func newUpgrade(r *http.Request) *upgrade {
 // net/http, whose answers are those of other web servers. That costs as much as all the rest of a connection.
 func (w *WebSocket) plainUpgrade(head []byte, info *Info) *upgrade {
 	end := bytes.Index(head, []byte("\r\n\r\n"))
-	if end < 0 || end > probeSize || !isPlainHead(head[:end+2]) {
+	if end < 0 || end > min(probeSize, w.headerSize()) || !isPlainHead(head[:end+2]) {
 		return nil
 	}
 	end += 4

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,12 +11,14 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/ws"
+	"golang.org/x/net/http/httpguts"
 )
 
 const (
@@ -32,8 +35,8 @@ const (
 
 	// maxHead bounds what an HTTP head may bring.
 	maxHead = 64 << 10
-	// siteIdle is how long a visitor's connection is kept between requests.
-	siteIdle = time.Minute
+	// siteTimeout is how long a visitor's connection is kept between requests, and one that stalls.
+	siteTimeout = time.Minute
 	// siteStreams is how many requests of a visitor are answered at a time over HTTP/2.
 	siteStreams = 100
 	// maxRequests is how many requests a connection may bring, as with other web servers: who has more to say shakes
@@ -66,6 +69,9 @@ type WebSocket struct {
 	// Token gives the token that the client sends (RFC 6750, section 2.1), for each connection anew: printable
 	// ASCII without blanks. Nil sends none. An error of it ends the handshake. An edge checks with Match.
 	Token func(ctx context.Context) (string, error)
+	// Header gives what else the client's request says, for each connection anew: no field that the upgrade or
+	// Token is made of, at most 64 KiB. Nil adds nothing. An error of it ends the handshake.
+	Header func(ctx context.Context) (http.Header, error)
 	// Wait asks the edge not to dial before Take says so; Waiting tells whether it has agreed.
 	Wait bool
 	// Target is where the client wants to go, host:port; empty is the edge's own target. AwaitOpen tells whether the edge has agreed.
@@ -78,11 +84,23 @@ type WebSocket struct {
 	Mask Mask
 	// Ping is the silence after which a Ping is sent. Zero means 30 seconds; negative means never.
 	Ping time.Duration
+	// HeaderSize is how many bytes an edge takes of the head of a request, and a few KiB more that net/http
+	// reads ahead. Zero means 64 KiB.
+	HeaderSize int
+	// IdleTimeout is how long an edge keeps a connection on which no request is under way, until the head of
+	// the next is there; zero means 60 seconds.
+	IdleTimeout time.Duration
+	// BodyTimeout is how long a visitor of Site may send nothing of a body, or take nothing of an answer,
+	// that is waited for; zero means 60 seconds.
+	BodyTimeout time.Duration
 	// Site answers whatever does not ask for the tunnel. Nil answers 404. Its requests have the address of
 	// Info.Client, and the state of Info.TLS. Where it hijacks a connection, it returns when that has ended.
 	Site http.Handler
 	// Match decides for the edge, in place of Host and Path, which of the well-formed upgrade requests open
 	// the tunnel, and may note Info.Path. It may be asked twice about a request that it refuses. Nil compares Host and Path.
+	//
+	// It may take its time where the request's context ends when the client leaves. If that never ends, nobody looks at the
+	// client: a refusal then is asked about again, with one that does.
 	Match func(r *http.Request, info *Info) bool
 }
 
@@ -92,6 +110,10 @@ func (w *WebSocket) pingInterval() time.Duration {
 	}
 	return w.Ping
 }
+
+func (w *WebSocket) headerSize() int            { return cmp.Or(w.HeaderSize, maxHead) }
+func (w *WebSocket) idleTimeout() time.Duration { return orDefault(w.IdleTimeout, siteTimeout) }
+func (w *WebSocket) bodyTimeout() time.Duration { return orDefault(w.BodyTimeout, siteTimeout) }
 
 // Client asks the peer for an upgrade. Nothing is sent before its answer has come.
 func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
@@ -162,17 +184,48 @@ func (w *WebSocket) header(ctx context.Context) (string, error) {
 		}
 		header += targetHeader + ": " + w.Target + "\r\n"
 	}
-	if w.Token == nil {
+	if w.Token != nil {
+		token, err := w.Token(ctx)
+		if err != nil {
+			return "", fmt.Errorf("websocket handshake: token: %w", err)
+		}
+		if !IsToken(token) {
+			return "", fmt.Errorf("websocket handshake: token: %w", ErrToken)
+		}
+		header += "Authorization: Bearer " + token + "\r\n"
+	}
+	if w.Header == nil {
 		return header, nil
 	}
-	token, err := w.Token(ctx)
+	more, err := w.Header(ctx)
 	if err != nil {
-		return "", fmt.Errorf("websocket handshake: token: %w", err)
+		return "", fmt.Errorf("websocket handshake: %w", err)
 	}
-	if !IsToken(token) {
-		return "", fmt.Errorf("websocket handshake: token: %w", ErrToken)
+	lines, err := headerLines(more)
+	if err != nil {
+		return "", fmt.Errorf("websocket handshake: %w", err)
 	}
-	return header + "Authorization: Bearer " + token + "\r\n", nil
+	return header + lines, nil
+}
+
+// headerLines refuses what would end a line and begin another. No value is in its error.
+func headerLines(h http.Header) (string, error) {
+	for name, values := range h {
+		if !httpguts.ValidHeaderFieldName(name) {
+			return "", fmt.Errorf("header %q: that is no name", name)
+		}
+		if slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
+			return "", fmt.Errorf("header %s: its value has a control character", name)
+		}
+	}
+	var lines strings.Builder
+	if err := h.Write(&lines); err != nil {
+		return "", err
+	}
+	if lines.Len() > maxHead {
+		return "", errors.New("header: it has more than 64 KiB")
+	}
+	return lines.String(), nil
 }
 
 // maxToken is how many bytes a token may have.
@@ -283,7 +336,7 @@ func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte,
 	defer stop()
 	wake := context.AfterFunc(begun, func() { c.SetDeadline(past) })
 	if info.limit == nil {
-		c.SetReadDeadline(time.Now().Add(siteIdle))
+		c.SetReadDeadline(time.Now().Add(w.idleTimeout()))
 		defer c.SetReadDeadline(time.Time{})
 	}
 	b, err := readBuffer(c, probeSize)
@@ -307,7 +360,7 @@ func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte,
 func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *Info) (*upgrade, error) {
 	visit := &visit{layer: w, info: info, ended: make(chan struct{})}
 	ahead := &readAhead{Conn: c, pending: head}
-	visit.conn = &borrowed{Conn: ahead, client: info.Client}
+	visit.conn = &borrowed{Conn: ahead, client: info.Client, patience: w.bodyTimeout()}
 	var protocols http.Protocols
 	// Told by the first bytes, with TLS as well. Who has agreed on h2 may speak HTTP/1.1 all the same, and is hung up
 	// on where it speaks neither (RFC 9113, section 3.4).
@@ -315,12 +368,12 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
 		Handler:           visit,
-		ReadHeaderTimeout: info.headLimit(),
-		MaxHeaderBytes:    maxHead,
+		ReadHeaderTimeout: info.headLimit(w.idleTimeout()),
+		MaxHeaderBytes:    w.headerSize(),
 		Protocols:         &protocols,
 		ErrorLog:          log.New(io.Discard, "", 0),
 		ConnState:         visit.state,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: siteStreams, WriteByteTimeout: siteIdle},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: siteStreams, WriteByteTimeout: w.bodyTimeout()},
 	}
 	hangUp := func() {
 		server.Close()
@@ -328,7 +381,7 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	}
 	defer context.AfterFunc(ctx, hangUp)()
 	// IdleTimeout of net/http would keep a connection over HTTP/2 in memory for as long, if it ends with streams open.
-	visit.idle = time.AfterFunc(siteIdle, func() { visit.conn.Close() })
+	visit.idle = time.AfterFunc(w.idleTimeout(), func() { visit.conn.Close() })
 	visit.idle.Stop()
 	defer visit.idle.Stop()
 	if info.draining != nil {
@@ -400,7 +453,7 @@ func (v *visit) state(_ net.Conn, state http.ConnState) {
 	case http.StateIdle:
 		v.busy.Store(false)
 		v.info.stopLimit()
-		v.idle.Reset(siteIdle)
+		v.idle.Reset(v.layer.idleTimeout())
 	case http.StateHijacked:
 		v.hijacked.Store(true)
 	case http.StateClosed:
@@ -424,7 +477,7 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if site == nil {
 			site = http.HandlerFunc(http.NotFound)
 		}
-		new(pace).serve(site, w, r.WithContext(context.WithValue(r.Context(), infoKey{}, v.info)), v.hijacked.Load)
+		(&pace{limit: v.layer.bodyTimeout()}).serve(site, w, r.WithContext(context.WithValue(r.Context(), infoKey{}, v.info)), v.hijacked.Load)
 		return
 	}
 	up := newUpgrade(r)
@@ -465,17 +518,18 @@ func (l *visitListener) Addr() net.Addr { return &net.TCPAddr{} }
 // looks at the first bytes to tell HTTP/2 from HTTP/1.1.
 type borrowed struct {
 	Conn
-	client net.Addr
-	mu     sync.Mutex
-	closed bool
-	timed  bool // net/http, or a handler, has set a deadline for writes
+	client   net.Addr
+	patience time.Duration // with a write
+	mu       sync.Mutex
+	closed   bool
+	timed    bool // net/http, or a handler, has set a deadline for writes
 }
 
-// Write gives the peer siteIdle to take p, unless there is a deadline already.
+// Write gives the peer some time to take p, unless there is a deadline already.
 func (b *borrowed) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	if !b.closed && !b.timed {
-		b.Conn.SetWriteDeadline(time.Now().Add(siteIdle))
+		b.Conn.SetWriteDeadline(time.Now().Add(b.patience))
 	}
 	b.mu.Unlock()
 	return b.Conn.Write(p)

@@ -272,7 +272,7 @@ func TestWaitForOthers(t *testing.T) {
 	if got, want := p.others(t.Context(), zoneName), []string{"127.0.0.2:" + port, "127.0.0.3:" + port, "127.0.0.4:" + port}; !slices.Equal(got, want) {
 		t.Errorf("others: %v, want %v", got, want)
 	}
-	p.spread = 100 * time.Millisecond
+	p.spread = 500 * time.Millisecond
 	err = s.Wait(t.Context(), c)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "name servers 127.0.0.2:"+port+" of") || !strings.Contains(hintOf(err), "wait=") {
 		t.Errorf("%v, hint %q", err, hintOf(err))

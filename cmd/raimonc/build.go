@@ -68,7 +68,11 @@ func transport(job *command.Job) (tunnel.Transport, error) {
 		if err != nil {
 			return nil, err
 		}
-		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Token: token, Mask: masks[o.Mask], Ping: o.Ping})
+		header, err := header(job)
+		if err != nil {
+			return nil, err
+		}
+		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Token: token, Header: header, Mask: masks[o.Mask], Ping: o.Ping})
 	}
 	return t, nil
 }
@@ -172,7 +176,7 @@ func trusted(o *options.Options) ([]byte, error) {
 // dialer reaches the edge: directly or through a proxy, marked or protected.
 func dialer(job *command.Job) (*tunnel.Dialer, error) {
 	o := job.Options
-	d := &tunnel.Dialer{Fwmark: o.Fwmark, FastOpen: o.FastOpen && (o.TLS || o.WS)}
+	d := &tunnel.Dialer{Fwmark: o.Fwmark, FastOpen: o.FastOpen && (o.TLS || o.WS), UserAgent: o.UserAgent}
 	if o.AndroidVPN {
 		d.ProtectPath = "protect_path"
 	}
@@ -184,6 +188,9 @@ func dialer(job *command.Job) (*tunnel.Dialer, error) {
 	var err error
 	if d.Proxy, err = tunnel.ProxyFromOption(proxy, os.Getenv); err != nil {
 		return nil, &command.ConfigError{Err: err, Fix: "proxy= is http://host:port, https://host:port, socks5://host:port or off"}
+	}
+	if d.ProxyUser, err = proxyUser(job); err != nil {
+		return nil, err
 	}
 	return d, nil
 }

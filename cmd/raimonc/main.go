@@ -16,16 +16,22 @@ const help = `raimonc carries TCP connections to raimons, through places where o
 
     raimonc <listen> <remote> [options]     accept on listen, forward to the edge at remote
     raimonc stdio <remote> [options]        forward standard input and output, for ssh's ProxyCommand
+    raimonc -config <file>                  any number of tunnels, as a file names them
+    raimonc check <file>                    say whether such a file is fine
 
-Addresses are host:port, [ipv6]:port, :port or unix:/path. The options are one word,
-separated by ';', so put quotes around them. Without options it carries plain tcp.
+The remote is a URL (wss://edge.example.com/path; ws, tls and tcp too) or host:port; the other address is
+host:port, [ipv6]:port, :port or unix:/path, and socks://host:port for programs that choose where to, with SOCKS5 or
+HTTP CONNECT. The options are one word, separated by ';', so put quotes around them. Without options and
+URL it carries plain tcp.
 
-    raimonc 127.0.0.1:2222 edge.example.com:443 'ws;host=edge.example.com;path=/ws;tls;sni=edge.example.com'
-    ssh -o ProxyCommand="raimonc stdio edge.example.com:443 'tls;sni=edge.example.com'" user@host
+    raimonc 127.0.0.1:2222 wss://edge.example.com/ssh
+    raimonc 127.0.0.1:2222 edge.example.com:443 'ws;host=edge.example.com;path=/ssh;tls;sni=edge.example.com'
+    ssh -o ProxyCommand='raimonc stdio wss://edge.example.com/ssh' user@host
 
 It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as plugin_opts.
 
 Flags:
+  -config <file>             read tunnels from a file: docs/client.md has its keys; SIGHUP reads it anew
   -v                         log every connection
   -log-format text|json      default: text on a terminal, else json
   -version                   print the version

@@ -164,9 +164,10 @@ func (all *profiles) complete(p *profile, settings []options.Setting) (err error
 			return all.about(p.name, err)
 		}
 	}
+	own := settings // of a default that is a list, each item counts
 	for _, s := range all.defaults {
 		needs := options.Needs(options.Client, s.Key)
-		if !has(settings, s.Key) && !slices.Contains(p.without, s.Key) && (needs == "" || has(settings, needs)) {
+		if !has(own, s.Key) && !slices.Contains(p.without, s.Key) && (needs == "" || has(settings, needs)) {
 			settings = append(settings, s)
 		}
 	}
@@ -223,6 +224,10 @@ func (all *profiles) settings(name string, table map[string]any, p *profile) (se
 		case isSwitch && table[key] == false:
 			if p != nil {
 				p.without = append(p.without, key)
+			}
+		case options.IsRepeated(options.Client, key):
+			for _, text := range texts {
+				settings = append(settings, options.Setting{Key: key, Value: text})
 			}
 		default:
 			settings = append(settings, options.Setting{Key: key, Value: strings.Join(texts, ",")})

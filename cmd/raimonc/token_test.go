@@ -66,7 +66,7 @@ func TestTokenFile(t *testing.T) {
 			t.Errorf("got %q, %v, want %q", got, err, want)
 		}
 	}
-	for _, text := range []string{"", "\n", "s3cr3t s3cr3t", "s3cr3t\nX: y", "s3cr3t\x00", strings.Repeat("s3cr3t", 1000), strings.Repeat(" ", tokenLimit) + "x"} {
+	for _, text := range []string{"", "\n", "s3cr3t s3cr3t", "s3cr3t\nX: y", "s3cr3t\x00", strings.Repeat("s3cr3t", 1000), strings.Repeat(" ", secretLimit) + "x"} {
 		put(text)
 		_, err := source(t.Context())
 		if !errors.Is(err, tunnel.ErrToken) || strings.Contains(err.Error(), "s3cr3t") || !strings.Contains(err.Error(), "a token") {

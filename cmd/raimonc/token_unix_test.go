@@ -68,12 +68,12 @@ func TestTokenProgramIsAskedAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newTokenProgram(opened)
+	p := newSecretProgram(tokenSecret(), opened)
 	for _, want := range []string{"1", "2"} {
-		if got, err := p.token(t.Context()); got != want || err != nil {
+		if got, err := p.ask(t.Context()); got != want || err != nil {
 			t.Errorf("got %q, %v, want %q", got, err, want)
 		}
-		p.until = time.Time{} // as if tokenAge had gone by
+		p.until = time.Time{} // as if secretAge had gone by
 	}
 }
 

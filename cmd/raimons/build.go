@@ -120,6 +120,8 @@ func (b *builder) times(config *edge.Config) error {
 		{"linger", b.Linger, &config.Linger, -1},
 		{"drain", b.Drain, &config.Drain, -1},
 		{"ping", b.Ping, &config.Ping, -1},
+		{"limits.idle-timeout", b.Limits.IdleTimeout, &config.IdleTimeout, 0},
+		{"limits.body-timeout", b.Limits.BodyTimeout, &config.BodyTimeout, 0},
 	} {
 		if t.text == "" {
 			continue
@@ -152,6 +154,12 @@ func (b *builder) level(path, text string) (slog.Level, error) {
 	return 0, b.wrong(path, fmt.Sprintf("%q is no level", text), "use debug, info, warning, error or none")
 }
 
+// Between these is header-size: a token alone may take half of the least.
+const (
+	minHeaderSize = 8 << 10
+	maxHeaderSize = 1 << 20
+)
+
 func (b *builder) limits(config *edge.Config) error {
 	l := b.Limits
 	for _, k := range []struct {
@@ -162,17 +170,31 @@ func (b *builder) limits(config *edge.Config) error {
 			return b.wrong(k.path, fmt.Sprintf("%d is no limit", k.value), "use a number, or -1 for none")
 		}
 	}
-	switch l.WhenFull {
-	case "", "queue":
-	case "refuse":
-		config.Limits.Refuse = true
-	default:
-		return b.wrong("limits.when-full", fmt.Sprintf("%q is neither queue nor refuse", l.WhenFull), `write when-full = "queue" or "refuse"`)
+	if l.HeaderSize != 0 && (l.HeaderSize < minHeaderSize || l.HeaderSize > maxHeaderSize) {
+		return b.wrong("limits.header-size", fmt.Sprintf("%d bytes are not between %d and %d", l.HeaderSize, minHeaderSize, maxHeaderSize),
+			"write a number of bytes, as in 65536: cookies and tokens need a few thousand, and each connection may take as much memory")
 	}
+	config.HeaderSize = l.HeaderSize
+	queues, err := b.queues("limits.when-full", l.WhenFull, "queue")
+	if err != nil {
+		return err
+	}
+	config.Limits.Refuse = !queues
 	config.Limits.Connections = cmp.Or(l.Connections, connectionsThatFit())
 	config.Limits.PerAddress = cmp.Or(l.PerAddress, max(1, config.Limits.Connections/4))
 	config.Limits.Rate = cmp.Or(l.Rate, 1000)
 	return nil
+}
+
+// queues tells whether those who find a limit reached wait.
+func (b *builder) queues(path, text, standard string) (bool, error) {
+	switch cmp.Or(text, standard) {
+	case "queue":
+		return true, nil
+	case "refuse":
+		return false, nil
+	}
+	return false, b.wrong(path, fmt.Sprintf("%q is neither queue nor refuse", text), `write when-full = "queue" or "refuse"`)
 }
 
 // acmeNames are those of sites that want their certificates from a CA.

@@ -128,7 +128,7 @@ func (b *builder) siteKind(path string, s *siteSection) error {
 		return names
 	}
 	http := given(append([]key{{"route", len(s.Routes) > 0}, {"access-log", s.AccessLog != ""}}, web...))
-	access := given([]key{{"from", s.From != nil}, {"tokens", s.Tokens != ""}, {"clients", s.Clients != nil}, {"max", s.Max != 0}})
+	access := given([]key{{"from", s.From != nil}, {"tokens", s.Tokens != ""}, {"clients", s.Clients != nil}, {"max", s.Max != 0}, {"when-full", s.Full != ""}})
 	if s.Proxy != "" && s.Pass == "" {
 		access = append(access, "proxy-protocol")
 	}
@@ -240,6 +240,12 @@ func (b *builder) route(path string, r *edge.Route, proxy string, a accessSectio
 		return b.wrong(path+".max", fmt.Sprintf("%d is no limit", a.Max), "use a number above 0, or leave it away")
 	}
 	r.Limit = a.Max
+	if a.Full != "" && a.Max == 0 {
+		return b.wrong(path+".when-full", "when-full has no effect without max", "add max, the number of tunnels that may be open at a time")
+	}
+	if r.Queue, err = b.queues(path+".when-full", a.Full, "refuse"); err != nil {
+		return err
+	}
 	if r.Access.From, err = b.networks(path+".from", a.From); err != nil {
 		return err
 	}

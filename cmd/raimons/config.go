@@ -8,7 +8,7 @@ type configFile struct {
 	Listen     []string `toml:"listen" help:"addresses to accept TLS connections on, such as \":443\" or \"unix:/run/raimon.sock\"" standard:"[\":443\"] without [[listener]]"`
 	HTTP       string   `toml:"http" help:"where port 80 of the names arrives, for HTTP-01 challenges and redirects to https; \"off\" leaves it alone" standard:"\":80\", if it is free"`
 	Storage    string   `toml:"storage" help:"folder for certificates, keys and everything else that has to survive a restart" standard:"what systemd gives, else /var/lib/raimon for root, ~/.local/share/raimon for others"`
-	Timeout    string   `toml:"timeout" help:"how long handshakes and the dial to the target may take together" standard:"\"10s\""`
+	Timeout    string   `toml:"timeout" help:"how long handshakes and the dial to the target may take together; the head of each request has as long" standard:"\"10s\""`
 	Linger     string   `toml:"linger" help:"how long a tunnel stays without traffic when one end has finished sending; \"off\" sets no limit" standard:"\"60s\""`
 	Drain      string   `toml:"drain" help:"how long open tunnels may finish after SIGTERM; \"0\" ends them at once" standard:"\"10s\""`
 	Ping       string   `toml:"ping" help:"after how much silence a WebSocket Ping is sent; \"off\" sends none" standard:"\"30s\""`
@@ -42,6 +42,9 @@ type limitSection struct {
 	WhenFull    string `toml:"when-full" help:"\"queue\" lets more wait in the kernel's queue, \"refuse\" resets them" standard:"\"queue\""`
 	PerAddress  int    `toml:"per-address" help:"open at a time from one IPv4 address, or one /64 of IPv6; -1 sets no limit" standard:"a quarter of connections"`
 	Rate        int    `toml:"rate" help:"new ones a second from one such address, and twice as many at once; -1 sets no limit" standard:"1000"`
+	HeaderSize  int    `toml:"header-size" help:"bytes that the head of a request may have, 8192 to 1048576" standard:"65536"`
+	IdleTimeout string `toml:"idle-timeout" help:"how long a connection is kept on which no request is under way; the head of the next has to be there by then" standard:"\"60s\""`
+	BodyTimeout string `toml:"body-timeout" help:"how long a visitor of the website may send nothing of a body, or take less than 32 KiB of an answer" standard:"\"60s\""`
 }
 
 type adminSection struct {
@@ -97,7 +100,8 @@ type accessSection struct {
 	From    []string `toml:"from" help:"networks that clients have to come from, such as [\"192.0.2.0/24\"]"`
 	Tokens  string   `toml:"tokens" help:"file of the tokens of which a client has to show one; raimons token makes them"`
 	Clients []string `toml:"clients" help:"client certificates that may in: CN:, DNS:, URI: or SPKI: and a value, or \"*\" for all of client-ca"`
-	Max     int      `toml:"max" help:"tunnels open at a time; more are refused" standard:"no limit"`
+	Max     int      `toml:"max" help:"tunnels open at a time" standard:"no limit"`
+	Full    string   `toml:"when-full" help:"\"refuse\" turns more than max away, \"queue\" lets as many again wait for a place, for timeout at most" standard:"\"refuse\""`
 }
 
 // readConfig reads the file of that name and checks that each key is known and of the right kind.

@@ -41,10 +41,31 @@ type deployment struct {
 }
 
 // runConfig is run with a config file.
-func runConfig(ctx context.Context, job *command.Job) (err error) {
-	file, err := readConfig(job.Config)
+func runConfig(ctx context.Context, job *command.Job) error {
+	d, err := openDeployment(job)
 	if err != nil {
 		return err
+	}
+	config, next, err := d.build(d.file)
+	if err != nil {
+		return err
+	}
+	commit, err := d.takeListeners(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.run(ctx, config, next, commit); err != nil {
+		commit(err) // unless it is done
+		return err
+	}
+	return nil
+}
+
+// openDeployment reads the config file that job names.
+func openDeployment(job *command.Job) (*deployment, error) {
+	file, err := readConfig(job.Config)
+	if err != nil {
+		return nil, err
 	}
 	if file.LogLevel != "" && job.Options.LogLevel == "" {
 		job.SetLogLevel(file.LogLevel)
@@ -56,28 +77,17 @@ func runConfig(ctx context.Context, job *command.Job) (err error) {
 	own, o := *job, *job.Options // the caller's are in use
 	o.Storage = cmp.Or(o.Storage, file.Storage)
 	own.Options, own.Log = &o, slog.New(recent)
-	job = &own
-	d := &deployment{job: job, file: file, parts: make(parts), recent: recent}
-	d.server = &edge.Server{Log: job.Log, Hint: command.Hint, Tickets: ticketKeys(job), Metrics: edge.NewMetrics()}
-	if keys := d.server.Tickets; keys.Storage != nil {
-		keys.Storage = &storage.Watched{Storage: &storage.File{Root: storageRoot(job.Options.Storage)}, Failed: d.server.Metrics.StorageFailed}
+	server := &edge.Server{Log: own.Log, Hint: command.Hint, Tickets: ticketKeys(&own), Metrics: edge.NewMetrics()}
+	if keys := server.Tickets; keys.Storage != nil {
+		keys.Storage = &storage.Watched{Storage: &storage.File{Root: storageRoot(o.Storage)}, Failed: server.Metrics.StorageFailed}
 	}
-	config, next, err := d.build(file)
-	if err != nil {
-		return err
-	}
-	taken, err := d.takeListeners(ctx)
-	if err != nil {
-		return err
-	}
-	if taken != nil {
-		defer func() {
-			if taken != nil { // before it was done
-				taken(err)
-			}
-		}()
-	}
-	err = d.server.Apply(ctx, config)
+	return &deployment{job: &own, server: server, file: file, parts: make(parts), recent: recent}, nil
+}
+
+// run does what config says until ctx ends, or another process has taken over and the last tunnel has ended. Commit
+// ends our own taking over.
+func (d *deployment) run(ctx context.Context, config *edge.Config, next parts, commit func(error) error) error {
+	err := d.inUse(d.server.Apply(ctx, config))
 	d.server.Metrics.Reloaded(err)
 	if err != nil {
 		return err
@@ -86,25 +96,20 @@ func runConfig(ctx context.Context, job *command.Job) (err error) {
 	d.closeUnused()
 	background, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
-	defer awaitAll(&running, job.Log)
+	defer awaitAll(&running, d.job.Log)
 	defer stop()
 	if err := d.start(background, &running, config, next); err != nil {
 		return err
 	}
 	for _, l := range listeners(d.server, config) {
-		job.Log.Info("listening", "address", l.Addr().String(), "sites", len(config.Sites))
+		d.job.Log.Info("listening", "address", l.Addr().String(), "sites", len(config.Sites))
 	}
-	if taken != nil {
-		done := taken
-		taken = nil
-		if err := done(nil); err != nil {
-			return err
-		}
-		job.Log.Info("the process before us has handed over")
+	if err := commit(nil); err != nil {
+		return err
 	}
 	d.handOver(background, stop, &running)
 	if err := service.Ready(counted(len(config.Sites), "site")); err != nil {
-		job.Log.Warn("the service manager was not told", "error", err)
+		d.job.Log.Warn("the service manager was not told", "error", err)
 	}
 	defer context.AfterFunc(ctx, func() { service.Stopping() })()
 	return d.serve(ctx)

@@ -27,7 +27,7 @@ func (d *deployment) startAdmin(ctx context.Context) error {
 	listen := tunnel.ListenConfig{Log: d.job.Log, Have: func(address string) net.Listener { return d.have(adminKey + address) }}
 	opened, err := listen.Listen(ctx, address)
 	if err != nil {
-		return d.file.wrong("admin.listen", err.Error(), command.Hint(err))
+		return d.file.wrong("admin.listen", err.Error(), command.Hint(d.inUse(err)))
 	}
 	d.adminListener, d.adminAddress = opened[0], address
 	admin := &edge.Admin{

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 
 	"raimon/internal/command"
 	"raimon/internal/handover"
@@ -26,8 +27,9 @@ func (d *deployment) closeUnused() {
 }
 
 // takeListeners finds listeners that are open already: those of a service manager, and with -take-over those of the
-// edge that runs. Commit ends the taking over; it is nil where there was none.
+// edge that runs. Commit ends the taking over, if there was one: what counts is its first call.
 func (d *deployment) takeListeners(ctx context.Context) (commit func(error) error, err error) {
+	nothing := func(error) error { return nil }
 	activated, err := service.Listeners()
 	if err != nil {
 		return nil, err
@@ -36,16 +38,16 @@ func (d *deployment) takeListeners(ctx context.Context) (commit func(error) erro
 		d.server.Inherited = append(d.server.Inherited, l.Listener)
 	}
 	if !d.job.TakeOver {
-		return nil, nil
+		return nothing, nil
 	}
 	path := d.storagePath(handOverSocket)
 	if path == "" {
 		return nil, &command.ConfigError{Err: errors.New("flag -take-over: there is no storage, in which edges meet"), Fix: "add storage to the config file"}
 	}
-	all, commit, err := handover.Take(ctx, path)
+	all, done, err := handover.Take(ctx, path)
 	if errors.Is(err, handover.ErrNobody) {
 		d.job.Log.Info("there is nobody to take over from", "storage", storageRoot(d.job.Options.Storage))
-		return nil, nil
+		return nothing, nil
 	}
 	if err != nil {
 		return nil, err
@@ -59,7 +61,29 @@ func (d *deployment) takeListeners(ctx context.Context) (commit func(error) erro
 			d.handed[key] = l
 		}
 	}
-	return commit, nil
+	return func(reason error) error {
+		err := done(reason)
+		if reason == nil && err == nil {
+			d.job.Log.Info("the process before us has handed over")
+		}
+		return err
+	}, nil
+}
+
+// inUse adds to the hint of err, where somebody listens at an address of ours, that it may be an edge to take over from.
+func (d *deployment) inUse(err error) error {
+	if !errors.Is(err, syscall.EADDRINUSE) || d.job.TakeOver || d.storagePath(handOverSocket) == "" {
+		return err
+	}
+	return inUseError{err}
+}
+
+type inUseError struct{ error }
+
+func (e inUseError) Unwrap() error { return e.error }
+
+func (e inUseError) Hint() string {
+	return command.Hint(e.error) + "; or, if it is a raimons with the same storage, add -take-over: its tunnels go on"
 }
 
 const (

@@ -42,6 +42,9 @@ func startDNS(logger *log.Logger) (*DNS, error) {
 	}
 }
 
+// dnsPatience is how long a question may take to come: on a busy machine that is seconds after the connection.
+const dnsPatience = 10 * time.Second
+
 func listenDNS(logger *log.Logger) (*DNS, error) {
 	stream, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -64,7 +67,7 @@ func listenDNS(logger *log.Logger) (*DNS, error) {
 	}
 	started := make(chan struct{}, 2)
 	for _, s := range []*dns.Server{{Listener: stream}, {PacketConn: packets}} {
-		s.Handler, s.ReadTimeout, s.WriteTimeout = dns.HandlerFunc(d.serve), time.Second, time.Second
+		s.Handler, s.ReadTimeout, s.WriteTimeout = dns.HandlerFunc(d.serve), dnsPatience, dnsPatience
 		s.NotifyStartedFunc = func() { started <- struct{}{} }
 		d.servers = append(d.servers, s)
 		go func() { d.ended <- s.ActivateAndServe() }()

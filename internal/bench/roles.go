@@ -34,27 +34,20 @@ func relay(listen, to string) error {
 	if err != nil {
 		return err
 	}
-	for {
-		c, err := l.Accept()
+	return serve(l, func(c *net.TCPConn) {
+		next, err := net.Dial("tcp", to)
 		if err != nil {
-			return err
+			return
 		}
+		defer next.Close()
+		back := make(chan struct{})
 		go func() {
-			defer c.Close()
-			next, err := net.Dial("tcp", to)
-			if err != nil {
-				return
-			}
-			defer next.Close()
-			back := make(chan struct{})
-			go func() {
-				defer close(back)
-				copyOneWay(c, next)
-			}()
-			copyOneWay(next, c)
-			<-back
+			defer close(back)
+			copyOneWay(c, next)
 		}()
-	}
+		copyOneWay(next, c)
+		<-back
+	})
 }
 
 func copyOneWay(to, from net.Conn) {

@@ -30,8 +30,9 @@ func newLink(c *Client, t *Tunnel) *link {
 	l := &link{Tunnel: t, client: c}
 	l.outage.link = l
 	l.pool.init(l)
-	// With fast open a connection is there before anybody has answered.
-	l.knocker = &tunnel.Dialer{Proxy: t.Dialer.Proxy, ProxyTLS: t.Dialer.ProxyTLS, Fwmark: t.Dialer.Fwmark, ProtectPath: t.Dialer.ProtectPath}
+	knocker := *t.Dialer
+	knocker.FastOpen = false // with it a connection is there before anybody has answered
+	l.knocker = &knocker
 	l.forwarder = &tunnel.Forwarder{
 		Accept: t.Accept, Open: l.open, Opened: l.stats.opened,
 		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Log: l.log(), Level: slog.LevelDebug,
@@ -126,7 +127,7 @@ func (l *link) attempt(ctx context.Context, wait bool, target string) (*ready, e
 	conn, err := l.transport(wait, target).Client(ctx, bare)
 	if err != nil {
 		bare.Close()
-		return nil, withCause(ctx, err)
+		return nil, l.Dialer.Through(l.Remote, withCause(ctx, err))
 	}
 	l.stats.reached(bare)
 	return newReady(conn), nil

@@ -37,6 +37,9 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 		err := l.begin(ctx, r, said, info.Target)
 		if err == nil {
 			info.Sent = int64(len(said.text))
+			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
+				info.Attrs = append(info.Attrs, "proxy", proxy)
+			}
 			return r.conn, nil
 		}
 		r.conn.Close()
@@ -52,7 +55,10 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 // that.
 func (l *link) begin(ctx context.Context, r *ready, said *said, target string) error {
 	if !r.waits && target == "" {
-		return r.claim()
+		if err := r.claim(); err != nil {
+			return err
+		}
+		return said.again(r.conn)
 	}
 	cut := context.AfterFunc(ctx, func() { r.conn.SetDeadline(past) })
 	defer cut()
@@ -116,6 +122,20 @@ func (s *said) carry(conn tunnel.Conn) (stop func()) {
 		s.local.SetReadDeadline(time.Time{})
 	}
 }
+
+// again says to conn what the program has said to connections that broke.
+func (s *said) again(conn tunnel.Conn) error {
+	if len(s.text) == 0 {
+		return nil
+	}
+	conn.SetWriteDeadline(time.Now().Add(sayLimit))
+	defer conn.SetWriteDeadline(time.Time{})
+	_, err := conn.Write(s.text)
+	return err
+}
+
+// sayLimit is for an edge that has just shaken hands and takes maxSaid bytes.
+const sayLimit = 10 * time.Second
 
 func (s *said) listen(conn tunnel.Conn) {
 	buf := make([]byte, 4<<10)

@@ -167,6 +167,7 @@ func (o *outage) broadcast() {
 func isFinal(err error) bool {
 	var (
 		upgrade   *tunnel.UpgradeError
+		refusal   *tunnel.ProxyRefusal
 		pin       *tunnel.PinError
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
@@ -175,11 +176,18 @@ func isFinal(err error) bool {
 	)
 	switch {
 	case errors.As(err, &upgrade):
-		return upgrade.Status < 500 && upgrade.Status != http.StatusTooManyRequests && upgrade.Status != http.StatusRequestTimeout
+		return isNo(upgrade.Status)
+	case errors.As(err, &refusal):
+		return isNo(refusal.Status) && refusal.Status/100 != 3 // a network that wants a login soon has it
 	case errors.As(err, &noTLS), errors.As(err, &pin), errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid), errors.Is(err, tunnel.ErrToken):
 		return true
 	}
 	return strings.Contains(err.Error(), "remote error: tls:")
+}
+
+// isNo tells whether the status of an HTTP answer will be the same the next time.
+func isNo(status int) bool {
+	return status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout
 }
 
 // String is for tests and logs.

@@ -3,6 +3,7 @@ package client
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"raimon/tunnel"
@@ -60,7 +61,7 @@ type stats struct {
 	mu             sync.Mutex
 	open           map[*tunnel.Session]bool
 	pending        int // connections that are no tunnels yet
-	total          int64
+	total          atomic.Int64
 	sent, received int64
 	reachedAt      time.Time
 	roundTrip      time.Duration
@@ -72,7 +73,7 @@ func (s *stats) began() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pending++
-	s.total++
+	s.total.Add(1)
 }
 
 // opened is told of each tunnel.
@@ -113,7 +114,7 @@ func (s *stats) reached(c tunnel.Conn) {
 func (s *stats) fill(to *Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	to.Open, to.Total = len(s.open)+s.pending, s.total
+	to.Open, to.Total = len(s.open)+s.pending, s.total.Load()
 	to.Sent, to.Received = s.sent, s.received
 	for session := range s.open {
 		to.Sent += session.Sent()

@@ -23,6 +23,12 @@ func Hint(err error) string {
 	if errors.As(err, &option) {
 		return option.Hint
 	}
+	var proxy *tunnel.ProxyError
+	if errors.As(err, &proxy) {
+		if hint := proxyHint(proxy); hint != "" {
+			return hint
+		}
+	}
 	if hint := tlsHint(err); hint != "" {
 		return hint
 	}
@@ -40,7 +46,8 @@ func hintOf(err error) string {
 
 func tlsHint(err error) string {
 	var (
-		authority x509.UnknownAuthorityError
+		authority *tunnel.AuthorityError
+		unknown   x509.UnknownAuthorityError
 		hostname  x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		upgrade   *tunnel.UpgradeError
@@ -49,8 +56,12 @@ func tlsHint(err error) string {
 	)
 	switch {
 	case errors.As(err, &pin):
-		return "if the edge has a new key on purpose, use pin=" + pin.Got
+		return "if the edge has a new key on purpose, use pin=" + pin.Got + "; else something on the way shows a key of its own"
 	case errors.As(err, &authority):
+		return authorityHint(authority)
+	case errors.As(err, &x509.SystemRootsError{}):
+		return "this machine has no list of public CAs: install ca-certificates, or name the edge's CA with ca=<file>"
+	case errors.As(err, &unknown):
 		return "name the edge's CA with ca=<file>, or its key with pin=<the pin that raimons logs at start>"
 	case errors.As(err, &hostname):
 		return "sni= must be a name in the edge's certificate"
@@ -84,6 +95,20 @@ func tlsHint(err error) string {
 	return ""
 }
 
+func authorityHint(err *tunnel.AuthorityError) string {
+	const middle = "a proxy or firewall of this network may open TLS and read along: "
+	switch {
+	case err.SelfSigned:
+		return "an edge that makes its own certificate is trusted with pin=<the pin that raimons logs at start>; the key that came has pin=" + err.Pin +
+			", which is the edge's only if its log has the same; a CA of your own goes into ca=<file>"
+	case err.GivenRoots:
+		return "the file of ca=<file> has other CAs: has the edge a new certificate (or pin=)? Or " + middle + "then ca= takes the root of that"
+	}
+	return "if that is your CA, name its file with ca=<file>, or the edge's key with pin=<the pin that raimons logs at start>; " +
+		"if it is a public one, the edge does not send its whole chain; else " + middle +
+		"ask who runs it for its root and name that with ca=<file>, or use another network"
+}
+
 const noPlainWebSocket = "no plain WebSocket is spoken there: is tls missing here, or is this another port?"
 
 // upgradeHint explains an HTTP status in place of a tunnel.
@@ -104,7 +129,10 @@ func upgradeHint(err *tunnel.UpgradeError) string {
 	case err.Status == http.StatusMisdirectedRequest:
 		return "the edge does not serve this name here, or takes the client certificate no longer: check host=, sni= and client-cert="
 	case err.Status == http.StatusUnauthorized || err.Status == http.StatusForbidden:
-		return "a web server answers there, behind or in front of the edge: check the address, host= and path=; " + token
+		return "a web server answers there, behind or in front of the edge: check the address, host= and path=; " + token +
+			"; a CDN may want user-agent=, or a header="
+	case err.Status/100 == 3:
+		return "a web server sends us elsewhere, perhaps to log in: check the address, host= and path=; an access gateway takes its service token in header="
 	}
 	return "another web server answers there: check the address, host= and path="
 }

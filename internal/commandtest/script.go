@@ -118,7 +118,8 @@ func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
 	for _, key := range []string{
-		"PATH", "HOME", "XDG_CACHE_HOME", "STATE_DIRECTORY", "TMPDIR", "SYSTEMROOT", "GORACE", "HTTPS_PROXY", "ALL_PROXY",
+		"PATH", "HOME", "XDG_CACHE_HOME", "STATE_DIRECTORY", "TMPDIR", "SYSTEMROOT", "GORACE", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+		"SSL_CERT_FILE", "SSL_CERT_DIR",
 		"SS_REMOTE_HOST", "SS_REMOTE_PORT", "SS_LOCAL_HOST", "SS_LOCAL_PORT", "SS_PLUGIN_OPTIONS",
 	} {
 		cmd.Env = append(cmd.Env, key+"="+ts.Getenv(key))

@@ -21,7 +21,10 @@ install_debian \
     sslscan:sslscan \
     named:bind9 \
     dig:bind9-dnsutils \
-    knotd:knot
+    knotd:knot \
+    /usr/lib/squid/security_file_certgen:squid-openssl \
+    tinyproxy:tinyproxy-bin \
+    microsocks:microsocks
 
 # The one of internal/bench will do; this one is built faster.
 [ -x "$peers/kaminari-0.6.1-awslc/bin/kaminaris" ] ||

@@ -60,6 +60,12 @@ func IsSwitch(side Side, key string) bool {
 	return row != nil && row.arg == ""
 }
 
+// IsRepeated tells whether side's option of that key may be given several times.
+func IsRepeated(side Side, key string) bool {
+	row := lookup(side, key)
+	return row != nil && row.repeated
+}
+
 // Needs is the key without which side's option of that key is refused: ws or tls; empty: it stands alone.
 func Needs(side Side, key string) string {
 	if row := lookup(side, key); row != nil {

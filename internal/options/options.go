@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -41,6 +43,9 @@ type Options struct {
 	Host, Path string // free of blanks and control characters; Path may carry a query; empty only without WS, Host also on a server with mode=websocket
 	Mask       string // client: "skip", "fixed" or "standard"
 	Token      string // client: "file:" and a path, "command:" and a program with its arguments, or the token itself, free of blanks; empty: none
+
+	Header    []Header // client: what else the upgrade request says; names and values that a header can carry
+	UserAgent string   // client: of upgrade and CONNECT requests; empty: none is sent
 
 	TLS                   bool
 	SNI                   string   // client: not empty where TLS is true, never with a port
@@ -76,6 +81,7 @@ type Options struct {
 	Wait  time.Duration // client: for an edge that cannot be reached; zero: not at all
 
 	Proxy      string // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
+	ProxyAuth  string // client: user:password, or "file:" or "command:" as in Token; empty: what Proxy has
 	FastOpen   bool
 	Fwmark     uint32 // zero: none
 	AndroidVPN bool
@@ -88,6 +94,12 @@ type Options struct {
 
 	// Warnings tell in whole sentences which options were ignored and why. They hold keys, never values.
 	Warnings []string
+}
+
+// Header is a field of an HTTP header.
+type Header struct {
+	Name  string
+	Value string // or "file:" and a path, "command:" and a program with its arguments
 }
 
 // Error is an option that is missing, malformed or contradicts another one.
@@ -157,13 +169,13 @@ func (o *Options) read(side Side, settings []Setting) (given map[string]bool, er
 	given = make(map[string]bool)
 	seen := make(map[string]bool)
 	for _, p := range settings {
-		if seen[p.Key] {
+		row := lookup(side, p.Key)
+		if seen[p.Key] && (row == nil || !row.repeated) {
 			o.warn("option %q is repeated: the first one counts", p.Key)
 			continue
 		}
 		seen[p.Key] = true
 
-		row := lookup(side, p.Key)
 		if row == nil {
 			o.warnUnused(side, p.Key)
 			continue
@@ -258,6 +270,12 @@ func (o *Options) checkWebSocket(side Side, given map[string]bool) error {
 }
 
 func (o *Options) checkClient(given map[string]bool) error {
+	if err := o.checkProxyAuth(); err != nil {
+		return err
+	}
+	if o.Token != "" && slices.ContainsFunc(o.Header, func(h Header) bool { return strings.EqualFold(h.Name, "Authorization") }) {
+		return mistake("header", "Authorization contradicts token", "remove one of them: the token is sent in Authorization")
+	}
 	if !o.TLS {
 		return nil
 	}
@@ -280,6 +298,21 @@ func (o *Options) checkClient(given map[string]bool) error {
 		return mistake("insecure", "contradicts pin", "remove insecure: pin alone accepts a self-signed certificate with that key")
 	case o.Insecure && (o.CA != "" || o.CAPEM != nil):
 		return mistake("insecure", "contradicts ca, cert and certRaw", "remove insecure, so that the certificate is verified")
+	}
+	return nil
+}
+
+// checkProxyAuth knows nothing of the environment's proxy, which may come and go.
+func (o *Options) checkProxyAuth() error {
+	if o.ProxyAuth == "" {
+		return nil
+	}
+	if o.Proxy == Disabled {
+		o.warn(`option "proxy-auth" has no effect with proxy=off`)
+		o.ProxyAuth = ""
+	}
+	if u, err := url.Parse(o.Proxy); err == nil && u.User != nil {
+		return mistake("proxy-auth", "contradicts the user in proxy", "remove user and password from proxy")
 	}
 	return nil
 }

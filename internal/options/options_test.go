@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"reflect"
 	"slices"
@@ -32,6 +33,21 @@ var parseTests = []struct {
 	want     func(*Options)
 	warnings []string // a part of each
 }{
+	// what may be given several times
+	{Client, `ws;host=example.com;path=/ws;header=X-One: a, b\; c=d;header = X-Two:file:/a b ;header=X-Three: command:pass show x`, func(o *Options) {
+		ws(o)
+		o.Header = []Header{{"X-One", "a, b; c=d"}, {"X-Two", "file:/a b"}, {"X-Three", "command:pass show x"}}
+	}, nil},
+	{Client, "ws;host=example.com;path=/ws;header=Authorization: Basic x;user-agent=Mozilla/5.0 (X11\\; Linux)", func(o *Options) {
+		ws(o)
+		o.Header, o.UserAgent = []Header{{"Authorization", "Basic x"}}, "Mozilla/5.0 (X11; Linux)"
+	}, nil},
+	{Client, "user-agent=;proxy-auth=", nil, nil},
+	{Client, "proxy-auth=jo:a:b c", func(o *Options) { o.ProxyAuth = "jo:a:b c" }, nil},
+	{Client, "proxy=http://a:1;proxy-auth=file:x", func(o *Options) { o.Proxy, o.ProxyAuth = "http://a:1", "file:x" }, nil},
+	{Client, "proxy=off;proxy-auth=file:x", func(o *Options) { o.Proxy = "off" }, []string{"proxy-auth"}},
+	{Server, "header=X: y;header=Y: z", nil, []string{"has no effect in raimons", "repeated"}},
+
 	// grammar
 	{Client, "", nil, nil},
 	{Client, " ;; ; ", nil, nil},
@@ -186,6 +202,33 @@ var errorTests = []struct {
 	s                     string
 	option, problem, hint string
 }{
+	// headers and the login at a proxy
+	{Client, "header=X: y", "header", "ws is not given", "add ws"},
+	{Client, "ws;host=a;path=/;header=", "header", "no value", "<name: value>"},
+	{Client, "ws;host=a;path=/;header=X", "header", "not a name", "header=Name: value"},
+	{Client, "ws;host=a;path=/;header=: y", "header", "the name", "header=Name: value"},
+	{Client, "ws;host=a;path=/;header=X : y", "header", "the name", "header=Name: value"},
+	{Client, "ws;host=a;path=/;header=X: a\rb", "header", "control character", "header=Name: value"},
+	{Client, "ws;host=a;path=/;header=X: file: ", "header", "nothing stands behind file:", "file:/path"},
+	{Client, "ws;host=a;path=/;header=hOST: y", "header", "option of its own", "host="},
+	{Client, "ws;host=a;path=/;header=Proxy-Authorization: y", "header", "option of its own", "proxy-auth="},
+	{Client, "ws;host=a;path=/;header=upgrade: y", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=Connection: y", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=Content-Length: 1", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=Transfer-Encoding: chunked", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=Sec-WebSocket-Key: y", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=Raimon-Target: y", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=RAIMON: y", "header", "part of the upgrade", "remove"},
+	{Client, "ws;host=a;path=/;header=X: y;header=x: z", "header", "given twice", "once"},
+	{Client, "ws;host=a;path=/;header=X: " + strings.Repeat("y", 40<<10) + ";header=Y: " + strings.Repeat("y", 40<<10), "header", "64 KiB", "shorter"},
+	{Client, "ws;host=a;path=/;header=Authorization: y;token=t", "header", "contradicts token", "remove one"},
+	{Client, "user-agent=a\x01b", "user-agent", "control character", "Mozilla"},
+	{Client, "proxy-auth=jo", "proxy-auth", "not user:password", "file:/path"},
+	{Client, "proxy-auth=:x", "proxy-auth", "not user:password", "file:/path"},
+	{Client, "proxy-auth=jo:a\nb", "proxy-auth", "control character", "file:/path"},
+	{Client, "proxy-auth=command:", "proxy-auth", "nothing stands behind command:", "file:/path"},
+	{Client, "proxy=http://jo@a:1;proxy-auth=jo:x", "proxy-auth", "contradicts the user in proxy", "remove user and password"},
+
 	// grammar
 	{Client, `ws\`, "", "lone backslash", `\\`},
 	{Client, `host=a\\\`, "", "lone backslash", `\\`},
@@ -563,6 +606,10 @@ func checkInvariants(t *testing.T, side Side, o *Options) {
 		t.Error("a key with no certificate, or two")
 	case !o.TLS && (o.SNI+o.CA+o.Cert+o.Key+o.ServerName+o.OCSP+o.ClientCert+o.OnDemand != "" || o.ACME != nil):
 		t.Error("TLS options without TLS")
+	case strings.ContainsFunc(o.UserAgent+o.ProxyAuth+fmt.Sprint(o.Header), func(r rune) bool { return unicode.IsControl(r) && r != '\t' && r < 0x80 }):
+		t.Error("control character in a header")
+	case slices.ContainsFunc(o.Header, func(h Header) bool { return h.Name == "" || h.Value == "" || strings.ContainsAny(h.Name, " :") }):
+		t.Error("a header with no name, or no value")
 	case o.Insecure && o.Pins != nil:
 		t.Error("insecure with a pin")
 	case o.Timeout <= 0 || o.Drain < 0 || o.Linger < 0 && o.Linger != Off || o.Ping < 0 && o.Ping != Off || o.Linger == 0 || o.Ping == 0:

@@ -25,6 +25,7 @@ type option struct {
 	sides    sides
 	group    string // heading in help; rows of a group stand together
 	needs    string // "ws" or "tls": refused without it
+	repeated bool   // may be given several times, which elsewhere is a warning
 	optional bool   // an empty value means not given, elsewhere it is an error
 	help     string
 	standard string                       // the default as help shows it
@@ -100,6 +101,17 @@ var table = []option{
 		key: "token", arg: "<token>|file:<path>|command:<program>", sides: client, group: "WebSocket", needs: "ws",
 		help: "show this token to an edge that asks for one; a file, or what a program prints, is read anew for each connection",
 		set:  func(o *Options, v string) error { return setToken(&o.Token, v) },
+	},
+	{
+		key: "header", arg: "<name: value>", sides: client, group: "WebSocket", needs: "ws", repeated: true,
+		help: "say this too in the upgrade request, for a CDN or an access gateway; the value may be file:<path> or command:<program>, " +
+			"as for token; may be given several times",
+		set: func(o *Options, v string) error { return setHeader(&o.Header, v) },
+	},
+	{
+		key: "user-agent", arg: "<text>", sides: client, group: "WebSocket", optional: true,
+		help: "send this User-Agent, to an HTTP proxy too; without it none is sent",
+		set:  func(o *Options, v string) error { return setUserAgent(&o.UserAgent, v) },
 	},
 	{
 		key: "ping", arg: "<time>", sides: both, group: "WebSocket",
@@ -258,6 +270,12 @@ var table = []option{
 		help: "reach the server through this http, https, socks5 or socks5h proxy; without it the environment decides, " +
 			"off ignores the environment",
 		set: func(o *Options, v string) error { return setProxy(&o.Proxy, v) },
+	},
+	{
+		key: "proxy-auth", arg: "<user:password>|file:<path>|command:<program>", sides: client, group: "Network", optional: true,
+		help: "user and password for the proxy, of proxy or of the environment; a file, or what a program prints, is read " +
+			"anew for each connection",
+		set: func(o *Options, v string) error { return setProxyAuth(&o.ProxyAuth, v) },
 	},
 
 	{

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // problem is what is wrong with a value. The value itself is not in it: it may be a secret.
@@ -173,17 +175,105 @@ func setProxy(field *string, v string) error {
 // setToken takes where a token is found, or one that can stand in a header. Errors hold nothing of it.
 func setToken(field *string, v string) error {
 	const hint = "write token=file:/path, token=command:program, or the token that raimons token has printed"
+	isElsewhere, err := checkElsewhere(v, hint)
+	if err != nil {
+		return err
+	}
+	if !isElsewhere && (len(v) > 4096 || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' })) {
+		return problem("it is longer than 4096 bytes, or holds a blank or anything but printable ASCII", hint)
+	}
+	*field = v
+	return nil
+}
+
+// checkElsewhere tells whether v says where a secret is found, and refuses it if it says nowhere.
+func checkElsewhere(v, hint string) (bool, error) {
 	for _, kind := range []string{"file:", "command:"} {
 		if where, found := strings.CutPrefix(v, kind); found {
 			if strings.TrimSpace(where) == "" {
-				return problem("nothing stands behind "+kind, hint)
+				return false, problem("nothing stands behind "+kind, hint)
 			}
-			*field = v
-			return nil
+			return true, nil
 		}
 	}
-	if len(v) > 4096 || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return problem("it is longer than 4096 bytes, or holds a blank or anything but printable ASCII", hint)
+	return false, nil
+}
+
+func setProxyAuth(field *string, v string) error {
+	const hint = "write proxy-auth=file:/path, proxy-auth=command:program, or proxy-auth=user:password"
+	isElsewhere, err := checkElsewhere(v, hint)
+	if err != nil {
+		return err
+	}
+	if !isElsewhere && !IsProxyAuth(v) {
+		return problem("it is not user:password, or holds a control character", hint)
+	}
+	*field = v
+	return nil
+}
+
+// IsProxyAuth tells whether v is a user, a colon and a password, of which no byte is a control character.
+func IsProxyAuth(v string) bool {
+	return strings.Index(v, ":") > 0 && !strings.ContainsFunc(v, unicode.IsControl)
+}
+
+// maxHeader is how many bytes all of header= may have.
+const maxHeader = 64 << 10
+
+// ownFields are those that the upgrade or the way to it is made of, and what says so instead.
+var ownFields = map[string]string{
+	"host": "host=", "user-agent": "user-agent=", "proxy-authorization": "proxy-auth=",
+	"connection": "", "content-length": "", "expect": "", "http2-settings": "", "keep-alive": "", "proxy-connection": "", "raimon": "", "raimon-target": "",
+	"te": "", "trailer": "", "transfer-encoding": "", "upgrade": "",
+}
+
+// setHeader adds one field. Errors may hold its name, never its value.
+func setHeader(fields *[]Header, v string) error {
+	const hint = "write header=Name: value, header=Name: file:/path or header=Name: command:program"
+	name, value, found := strings.Cut(v, ":")
+	value = strings.TrimSpace(value)
+	if !found || value == "" {
+		return problem("it is not a name, a colon and a value", hint)
+	}
+	if !httpguts.ValidHeaderFieldName(name) {
+		return problem("the name has something in it that no header's name may have", hint)
+	}
+	instead, isOwn := ownFields[strings.ToLower(name)]
+	switch {
+	case instead != "":
+		return problem(name+" has an option of its own", "write "+instead)
+	case isOwn || strings.HasPrefix(strings.ToLower(name), "sec-websocket-"):
+		return problem(name+" is part of the upgrade itself", "remove it")
+	}
+	isElsewhere, err := checkElsewhere(value, hint)
+	if err != nil {
+		return err
+	}
+	if !isElsewhere && !IsHeaderValue(value) {
+		return problem("the value of "+name+" has a control character", hint)
+	}
+	size := len(v)
+	for _, other := range *fields {
+		if strings.EqualFold(other.Name, name) {
+			return problem(name+" is given twice", "write it once")
+		}
+		size += len(other.Name) + len(other.Value)
+	}
+	if size > maxHeader {
+		return problem("all of them together have more than 64 KiB", "write shorter ones")
+	}
+	*fields = append(*fields, Header{name, value})
+	return nil
+}
+
+// IsHeaderValue tells whether v can be the value of a header's field: not empty, and one line.
+func IsHeaderValue(v string) bool {
+	return v != "" && httpguts.ValidHeaderFieldValue(v)
+}
+
+func setUserAgent(field *string, v string) error {
+	if len(v) > 4096 || !IsHeaderValue(v) {
+		return problem("it is longer than 4096 bytes, or has a control character", "write user-agent=Mozilla/5.0, or what is expected there")
 	}
 	*field = v
 	return nil

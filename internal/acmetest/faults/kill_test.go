@@ -39,8 +39,24 @@ func stored(dir string, ca *acmetest.CA, name string) (*tls.Certificate, error) 
 
 // storedFile is where the certificate of ca for name is stored.
 func storedFile(dir string, ca *acmetest.CA, name string) string {
-	folder := strings.NewReplacer("https://", "", ":", "-", "/", "-").Replace(ca.Directory)
-	return filepath.Join(dir, "certificates", folder, name, name+".pem")
+	return filepath.Join(dir, "certificates", folderOf(ca), name, name+".pem")
+}
+
+// folderOf is what folders of the storage that belong to ca are called.
+func folderOf(ca *acmetest.CA) string {
+	return strings.NewReplacer("https://", "", ":", "-", "/", "-").Replace(ca.Directory)
+}
+
+// nothingLeft ends the edge and wants a clean storage.
+func (e *edge) nothingLeft(t testing.TB) {
+	t.Helper()
+	e.terminate(t)
+	if status := e.Ended(t); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	if found := leftovers(t, e.storage); len(found) > 0 {
+		t.Errorf("left in the storage: %q", found)
+	}
 }
 
 // leftovers are the files in the storage that do not belong there when nothing is being done.
@@ -150,13 +166,7 @@ func (s *story) ends(t testing.TB) {
 	if n := len(s.ca.Accounts()); n != 1 {
 		t.Errorf("%d accounts, want one", n)
 	}
-	e.terminate(t)
-	if status := e.Ended(t); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
-	if found := leftovers(t, s.storage); len(found) > 0 {
-		t.Errorf("left in the storage: %q", found)
-	}
+	e.nothingLeft(t)
 }
 
 // progress is how far an edge had come.
