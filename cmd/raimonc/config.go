@@ -36,12 +36,15 @@ func check(ctx context.Context, job *command.Job) error {
 	if err != nil {
 		return err
 	}
-	plural := "s"
-	if len(tunnels) == 1 {
-		plural = ""
-	}
-	fmt.Fprintf(job.Stdout, "%s is fine: %d tunnel%s\n", job.Argument, len(tunnels), plural)
+	fmt.Fprintf(job.Stdout, "%s is fine: %s\n", job.Argument, counted(len(tunnels)))
 	return nil
+}
+
+func counted(tunnels int) string {
+	if tunnels == 1 {
+		return "1 tunnel"
+	}
+	return fmt.Sprintf("%d tunnels", tunnels)
 }
 
 // runConfig is run with a config file.
@@ -56,6 +59,7 @@ func runConfig(ctx context.Context, job *command.Job) error {
 	defer running.Wait()
 	defer stop()
 	running.Go(func() { f.reloadOnSignal(background) })
+	running.Go(func() { f.answerCommands(background) })
 	return f.client.Run(ctx)
 }
 
@@ -63,10 +67,14 @@ func runConfig(ctx context.Context, job *command.Job) error {
 type follower struct {
 	job    *command.Job
 	client *client.Client
+
+	loading sync.Mutex
 }
 
 // load takes up what the file says now. Where that is wrong, nothing changes.
 func (f *follower) load(ctx context.Context) error {
+	f.loading.Lock()
+	defer f.loading.Unlock()
 	all, err := readProfiles(f.job.Config)
 	if err != nil {
 		return err
@@ -98,10 +106,16 @@ func (f *follower) reloadOnSignal(ctx context.Context) {
 			return
 		case <-signals:
 		}
-		if err := f.load(ctx); err != nil {
-			f.job.Log.Error("config refused, the old one goes on", "error", err, "hint", command.Hint(err))
-			continue
-		}
-		f.job.Log.Info("config taken up", "file", f.job.Config)
+		f.reload(ctx)
 	}
+}
+
+// reload is load, and says in the log what came of it.
+func (f *follower) reload(ctx context.Context) error {
+	if err := f.load(ctx); err != nil {
+		f.job.Log.Error("config refused, the old one goes on", "error", err, "hint", command.Hint(err))
+		return err
+	}
+	f.job.Log.Info("config taken up", "file", f.job.Config)
+	return nil
 }

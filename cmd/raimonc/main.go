@@ -18,6 +18,8 @@ const help = `raimonc carries TCP connections to raimons, through places where o
     raimonc stdio <remote> [options]        forward standard input and output, for ssh's ProxyCommand
     raimonc -config <file>                  any number of tunnels, as a file names them
     raimonc check <file>                    say whether such a file is fine
+    raimonc status                          how the tunnels of running clients do
+    raimonc reload                          make running clients take their files up anew
 
 The remote is a URL (wss://edge.example.com/path; ws, tls and tcp too) or host:port; the other address is
 host:port, [ipv6]:port, :port or unix:/path, and socks://host:port for programs that choose where to, with SOCKS5 or
@@ -43,7 +45,7 @@ Exit status: 0 after a clean end, 1 when something fails, 23 when the options ar
 
 func main() {
 	os.Exit(command.Main(&command.Program{Side: options.Client, Help: help, Words: []string{"stdio"},
-		Commands: []command.Command{checkCommand}, Run: run, RunConfig: runConfig}))
+		Commands: []command.Command{checkCommand, statusCommand, reloadCommand}, Run: run, RunConfig: runConfig}))
 }
 
 func run(ctx context.Context, job *command.Job) error {
