@@ -20,6 +20,7 @@ const help = `raimonc carries TCP connections to raimons, through places where o
     raimonc check <file>                    say whether such a file is fine
     raimonc status                          how the tunnels of running clients do
     raimonc reload                          make running clients take their files up anew
+    raimonc service install -config <file>  start a client with every login
 
 The remote is a URL (wss://edge.example.com/path; ws, tls and tcp too) or host:port; the other address is
 host:port, [ipv6]:port, :port or unix:/path, and socks://host:port for programs that choose where to, with SOCKS5 or
@@ -45,7 +46,7 @@ Exit status: 0 after a clean end, 1 when something fails, 23 when the options ar
 
 func main() {
 	os.Exit(command.Main(&command.Program{Side: options.Client, Help: help, Words: []string{"stdio"},
-		Commands: []command.Command{checkCommand, statusCommand, reloadCommand}, Run: run, RunConfig: runConfig}))
+		Commands: []command.Command{checkCommand, statusCommand, reloadCommand, serviceCommand}, Run: run, RunConfig: runConfig}))
 }
 
 func run(ctx context.Context, job *command.Job) error {
