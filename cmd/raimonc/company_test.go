@@ -4,10 +4,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"raimon/internal/command"
+	"raimon/internal/options"
 )
 
 func rewrite(t testing.TB, path, text string) {
@@ -122,5 +124,34 @@ func TestHeaderInTheClear(t *testing.T) {
 		if got := strings.Contains(logged.String(), "header X goes over the network in the clear"); got != want || strings.Contains(logged.String(), "s3cr3t") {
 			t.Errorf("%s: logged %q, want a warning: %v", value, logged, want)
 		}
+	}
+}
+
+// In a config file what may be given several times is a list, of a tunnel in place of that of the defaults.
+func TestHeaderInConfigFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tunnels.toml")
+	rewrite(t, path, `
+one = "127.0.0.1:1111 -> wss://a.test/ws"
+
+[two]
+listen = "127.0.0.1:2222"
+remote = "wss://a.test/ws"
+header = "X-Own: 1"
+
+[defaults]
+header = ["X-One: a, b", "X-Two: c"]
+`)
+	all, err := readProfiles(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]options.Header{"one": {{Name: "X-One", Value: "a, b"}, {Name: "X-Two", Value: "c"}}, "two": {{Name: "X-Own", Value: "1"}}}
+	for _, p := range all.tunnels {
+		if !slices.Equal(p.options.Header, want[p.name]) {
+			t.Errorf("%s: got %v, want %v", p.name, p.options.Header, want[p.name])
+		}
+	}
+	if len(all.tunnels) != len(want) {
+		t.Errorf("got %d tunnels, want %d", len(all.tunnels), len(want))
 	}
 }

@@ -30,9 +30,8 @@ func newLink(c *Client, t *Tunnel) *link {
 	l := &link{Tunnel: t, client: c}
 	l.outage.link = l
 	l.pool.init(l)
-	knocker := *t.Dialer
-	knocker.FastOpen = false // with it a connection is there before anybody has answered
-	l.knocker = &knocker
+	l.knocker = t.Dialer.Clone()
+	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
 		Accept: t.Accept, Open: l.open, Opened: l.stats.opened,
 		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Log: l.log(), Level: slog.LevelDebug,
@@ -88,17 +87,25 @@ type visitKey struct{}
 
 // networkChanged gives up what belonged to the old network.
 func (l *link) networkChanged() {
+	l.Dialer.Forget()
+	l.knocker.Forget()
+	l.Dialer.Forget()
 	l.pool.drop()
 	l.outage.retry()
 }
 
-// connect makes a connection to the edge. While the edge cannot be reached it tries again until the deadline.
+// connect makes a connection to the edge. While the edge cannot be reached it tries again until the deadline; zero is
+// for those who do not wait.
 func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, target string) (*ready, error) {
 	for {
 		if err := l.outage.turn(ctx, deadline); err != nil {
 			return nil, err
 		}
-		r, err := l.attempt(ctx, wait, target)
+		limit := l.timeout()
+		if !deadline.IsZero() {
+			limit = max(time.Until(deadline), lastAttempt)
+		}
+		r, err := l.attempt(ctx, limit, wait, target)
 		l.outage.tell(ctx, err)
 		if err == nil {
 			return r, nil
@@ -109,17 +116,13 @@ func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, targe
 	}
 }
 
-// attempt tries once to make a connection to the edge.
-func (l *link) attempt(ctx context.Context, wait bool, target string) (*ready, error) {
-	limit := l.Timeout
-	if limit == 0 {
-		limit = 10 * time.Second
-	}
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, tunnel.ErrTimeout)
-		defer cancel()
-	}
+// lastAttempt is what an attempt gets that begins just before its deadline.
+const lastAttempt = time.Second
+
+// attempt tries once to make a connection to the edge, for limit or Timeout, whichever is shorter.
+func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, min(limit, l.timeout()), tunnel.ErrTimeout)
+	defer cancel()
 	bare, err := l.Dialer.Dial(ctx, l.Remote)
 	if err != nil {
 		return nil, withCause(ctx, err)
@@ -131,6 +134,14 @@ func (l *link) attempt(ctx context.Context, wait bool, target string) (*ready, e
 	}
 	l.stats.reached(bare)
 	return newReady(conn), nil
+}
+
+// timeout limits each step towards the edge.
+func (l *link) timeout() time.Duration {
+	if l.Timeout <= 0 {
+		return 10 * time.Second
+	}
+	return l.Timeout
 }
 
 // transport is that of the tunnel, for a connection that waits in the pool, or for a target of the program's choice.

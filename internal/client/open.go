@@ -14,15 +14,15 @@ import (
 const maxSaid = 64 << 10
 
 // open gives local, the connection of a program, its other end: a connection of the pool if there is one, else a new
-// one. A connection that breaks before the edge has said that the target is there is replaced by another: nothing
-// of what the program has said has been delivered then, and it is said again.
+// one. A connection that breaks before the edge has said that the target is there is replaced by another, and what the
+// program has said is said again. An edge says so before it delivers anything. Only where the network loses
+// that word, and the connection with it, can the target hear it twice: to rule that out would cost a round trip each time.
 func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
 	visit := ctx.Value(visitKey{}).(*visit)
-	limit := max(l.Wait, l.Timeout)
-	if l.Wait <= 0 {
-		limit = 0
+	var deadline time.Time
+	if l.Wait > 0 {
+		deadline = time.Now().Add(max(l.Wait, l.timeout()))
 	}
-	deadline := time.Now().Add(limit)
 	said := &said{local: local, listens: info.Target == ""}
 	for {
 		r := l.pool.take()
@@ -62,11 +62,7 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	}
 	cut := context.AfterFunc(ctx, func() { r.conn.SetDeadline(past) })
 	defer cut()
-	limit := l.Timeout
-	if limit <= 0 {
-		limit = 10 * time.Second
-	}
-	late := time.AfterFunc(limit, func() { r.conn.SetDeadline(past) })
+	late := time.AfterFunc(l.timeout(), func() { r.conn.SetDeadline(past) })
 	defer late.Stop()
 	if r.waits {
 		if err := tunnel.Take(r.conn, target); err != nil {

@@ -77,7 +77,7 @@ func ran(t testing.TB, name string, args ...string) string {
 // failsWith runs a tunnel that does not come about, and wants all of these in what the client says, and no secret.
 func failsWith(t testing.TB, env []string, remote, option string, want ...string) {
 	t.Helper()
-	cmd := exec.CommandContext(minute(t), program(t, "raimonc"), "stdio", remote, option)
+	cmd := exec.CommandContext(minute(t), program(t, "raimonc"), "stdio", remote, option+";wait=0")
 	cmd.Env = append(append(os.Environ(), noProxy...), env...)
 	out, err := cmd.CombinedOutput()
 	if err == nil {

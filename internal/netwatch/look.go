@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 )
 
@@ -58,13 +57,13 @@ func portableAddresses() (map[netip.Addr]bool, error) {
 // To connect a UDP socket looks up the route and sends nothing.
 func sourceFor(destination netip.Addr) (netip.Prefix, error) {
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(destination, 53)))
-	var call *os.SyscallError
-	switch {
-	case err == nil:
-	case errors.As(err, &call) && call.Syscall == "connect", errors.Is(err, syscall.EAFNOSUPPORT):
+	for _, lack := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		if errors.Is(err, lack) { // of descriptors or memory: nothing has been learnt
+			return netip.Prefix{}, fmt.Errorf("route to %v: %w", destination, err)
+		}
+	}
+	if err != nil {
 		return netip.Prefix{}, nil
-	default: // no more descriptors, no memory
-		return netip.Prefix{}, fmt.Errorf("route to %v: %w", destination, err)
 	}
 	defer c.Close()
 	source := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone("")
