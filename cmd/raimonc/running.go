@@ -18,6 +18,7 @@ import (
 	"raimon/internal/client"
 	"raimon/internal/command"
 	"raimon/internal/sockets"
+	"raimon/internal/text"
 )
 
 // report is what a client that runs with a config file tells of itself.
@@ -187,7 +188,7 @@ func reloadClients(ctx context.Context, job *command.Job) error {
 			failed = append(failed, err)
 			continue
 		}
-		fmt.Fprintf(job.Stdout, "%s: %s taken up by the client with process id %d\n", c.File, counted(answer.Tunnels), c.PID)
+		fmt.Fprintf(job.Stdout, "%s: %s taken up by the client with process id %d\n", text.Printable(c.File), counted(answer.Tunnels), c.PID)
 	}
 	return errors.Join(failed...)
 }

@@ -6,11 +6,6 @@ package autostart
 
 import (
 	"errors"
-	"fmt"
-	"path/filepath"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 )
 
 // Service is a program that is to be started. Nothing in it is a secret: others may read what is installed.
@@ -49,44 +44,3 @@ func (e *Error) Hint() string { return e.Fix }
 
 // ErrNotInstalled is wrapped in the error of whatever needs a service that is not there.
 var ErrNotInstalled = errors.New("it is not installed")
-
-func (s *Service) notInstalled() error { return fmt.Errorf("%s: %w", s.Name, ErrNotInstalled) }
-
-func (s *Service) installedAlready(where string) error {
-	return &Error{Text: fmt.Sprintf("%s is installed already: %s", s.Name, where), Fix: "uninstall it first, to have it made anew"}
-}
-
-// check refuses what a line of a service's description cannot say.
-func (s *Service) check() error {
-	for _, path := range append([]string{s.Program, s.Folder}, s.Arguments...) {
-		if !utf8.ValidString(path) || strings.ContainsFunc(path, unicode.IsControl) || strings.TrimSpace(path) != path {
-			return &Error{Text: fmt.Sprintf("%q: service managers know no such name", path), Fix: "rename it: control characters, and spaces at the ends, have no place in it"}
-		}
-	}
-	for _, path := range []string{s.Program, s.Folder} {
-		if !filepath.IsAbs(path) {
-			return &Error{Text: path + " is no absolute path"}
-		}
-	}
-	return nil
-}
-
-// byHand says what to do where there is no manager.
-func (s *Service) byHand() string {
-	quoted := []string{quote(s.Program)}
-	for _, a := range s.Arguments {
-		quoted = append(quoted, quote(a))
-	}
-	return "start it with your login in another way; the command is: cd " + quote(s.Folder) + " && " + strings.Join(quoted, " ")
-}
-
-// quote makes one word of s for a shell.
-func quote(s string) string {
-	safe := func(r rune) bool {
-		return !(unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("-_./:=@", r))
-	}
-	if s != "" && !strings.ContainsFunc(s, safe) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
