@@ -30,6 +30,9 @@ type Config struct {
 	Challenges func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Dial reaches targets, with an address in the form of tunnel.ParseAddress. Nil is a tunnel.Dialer.
 	Dial func(ctx context.Context, address string) (tunnel.Conn, error)
+	// DialAllowed reaches targets that clients have chosen, and connects to no address for which allow has an error. Nil is
+	// that of a tunnel.Dialer.
+	DialAllowed func(ctx context.Context, address string, allow func(netip.AddrPort) error) (tunnel.Conn, error)
 	// Limits bound what strangers can make us do.
 	Limits Limits
 
@@ -89,8 +92,11 @@ type Route struct {
 	// Host is what the Host header has to be, as in tunnel.SameHost; empty is any of the site's names, any
 	// at all where the site has none.
 	Host string
-	// Target is an address in the form of tunnel.ParseAddress.
+	// Target is an address in the form of tunnel.ParseAddress. Empty with Targets: each client has to name one.
 	Target string
+	// Targets are what clients may choose instead. None: nothing. They are reached from this machine, with all that it may do:
+	// whoever Access lets in may go there.
+	Targets []TargetRule
 	// Label is what logs and metrics call the route; empty is its Path without the query, which may be a
 	// secret, or "raw".
 	Label string

@@ -51,7 +51,10 @@ func reason(info *tunnel.Info, err error) string {
 // targetReason says why a target could not be reached.
 func targetReason(err error) string {
 	var dns *net.DNSError
+	var target *tunnel.TargetError
 	switch {
+	case errors.As(err, &target):
+		return target.Reason
 	case errors.As(err, &dns):
 		return "name"
 	case tunnel.IsTimeout(err):
@@ -67,7 +70,7 @@ func targetReason(err error) string {
 // failureReason says why a connection became no tunnel; empty where that is no failure.
 func failureReason(reached stage, err error) string {
 	switch {
-	case errors.Is(err, tunnel.ErrNoTunnel), errors.Is(err, tunnel.ErrChallenge), isLimit(err):
+	case errors.Is(err, tunnel.ErrNoTunnel), errors.Is(err, tunnel.ErrNotTaken), errors.Is(err, tunnel.ErrChallenge), isLimit(err):
 		return ""
 	case errors.Is(err, ErrAccess):
 		return "access"

@@ -79,6 +79,8 @@ func (s *Server) Apply(ctx context.Context, c *Config) error {
 	if err != nil {
 		return err
 	}
+	unused := next
+	defer func() { unused.retire() }()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.retired {
@@ -95,7 +97,7 @@ func (s *Server) Apply(ctx context.Context, c *Config) error {
 	if err != nil {
 		return err
 	}
-	s.current.Store(next)
+	unused = s.current.Swap(next)
 	s.room.look()
 	for _, p := range s.counts {
 		p.look()

@@ -88,6 +88,7 @@ type trafficStatus struct {
 type tunnelStatus struct {
 	Site        string    `json:"site"`
 	Route       string    `json:"route"`
+	Target      string    `json:"target,omitempty"` // chosen by the client
 	User        string    `json:"user,omitempty"`
 	Client      string    `json:"client"`
 	Begin       time.Time `json:"begin"`
@@ -165,7 +166,7 @@ func busiest(all []Tunnel, limit int) []tunnelStatus {
 		if t.Client != nil && t.Client.String() != "" {
 			client = t.Client.String()
 		}
-		told = append(told, tunnelStatus{t.Site, t.Route, t.User, client, t.Begin, t.Sent, t.Received, t.SendRate, t.ReceiveRate})
+		told = append(told, tunnelStatus{t.Site, t.Route, t.Target, t.User, client, t.Begin, t.Sent, t.Received, t.SendRate, t.ReceiveRate})
 	}
 	return told
 }

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"raimon/internal/text"
 )
 
 // statusFiles are what browsers get. The tables are there without JavaScript; with it they keep themselves fresh.
@@ -31,8 +33,8 @@ func pageFiles() http.Handler {
 func (a *Admin) tellPage(w http.ResponseWriter, r *http.Request) {
 	s := a.status(r.Context(), shownTunnels)
 	t, err := template.New("status.html").Funcs(template.FuncMap{
-		"bytes": bytesText, "rate": func(n int64) string { return bytesText(n) + "/s" },
-		"span":   func(since time.Time) string { return spanText(s.Now.Sub(since)) },
+		"bytes": text.Bytes, "rate": func(n int64) string { return text.Bytes(n) + "/s" },
+		"span":   func(since time.Time) string { return text.Span(s.Now.Sub(since)) },
 		"left":   func(until time.Time) string { return leftText(until.Sub(s.Now)) },
 		"worry":  func(c CertificateStatus) string { return worry(c, s.Now) },
 		"stamp":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
@@ -65,44 +67,13 @@ func worry(c CertificateStatus, now time.Time) string {
 	return "good"
 }
 
-// bytesText is a number of bytes in units of 1000.
-func bytesText(n int64) string {
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, units := float64(n), []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
-	unit := 0
-	for value >= 999.5 && unit < len(units)-1 {
-		value /= 1000
-		unit++
-	}
-	if value < 9.95 {
-		return fmt.Sprintf("%.1f %s", value, units[unit])
-	}
-	return fmt.Sprintf("%.0f %s", value, units[unit])
-}
-
-// spanText is a time in its two largest units.
-func spanText(d time.Duration) string {
-	seconds := int64(max(0, d).Seconds())
-	switch {
-	case seconds < 60:
-		return fmt.Sprintf("%d s", seconds)
-	case seconds < 3600:
-		return fmt.Sprintf("%d min %d s", seconds/60, seconds%60)
-	case seconds < 86400:
-		return fmt.Sprintf("%d h %d min", seconds/3600, seconds/60%60)
-	}
-	return fmt.Sprintf("%d d %d h", seconds/86400, seconds/3600%24)
-}
-
 // leftText is how long something is still good.
 func leftText(d time.Duration) string {
 	switch {
 	case d <= 0:
 		return "expired"
 	case d < 48*time.Hour:
-		return spanText(d)
+		return text.Span(d)
 	}
 	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }

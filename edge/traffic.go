@@ -14,6 +14,7 @@ import (
 // Tunnel is one that is open.
 type Tunnel struct {
 	Site, Route string
+	Target      string // that the client has chosen; empty: that of the route
 	User        string // whose token or certificate opened it; empty: nobody's
 	Client      net.Addr
 	Begin       time.Time
@@ -147,7 +148,7 @@ func (s *Server) Tunnels() []Tunnel {
 	for l, r := range t.routes {
 		for _, live := range r.live {
 			all = append(all, Tunnel{
-				Site: l.site, Route: l.route, User: visitOf(live.Info()).user, Client: live.Info().Client,
+				Site: l.site, Route: l.route, Target: live.Info().Target, User: visitOf(live.Info()).user, Client: live.Info().Client,
 				Begin: live.Begin(), Sent: live.Sent(), Received: live.Received(),
 				SendRate: live.sendRate, ReceiveRate: live.receiveRate,
 			})

@@ -24,6 +24,8 @@ type snapshot struct {
 	encrypted tunnel.Transport  // TLS and what is above
 	http      *tunnel.WebSocket // for all sites that speak it
 	passes    bool              // some site is passed on untouched
+	replaced  context.Context   // ends when there is another
+	replace   func()
 }
 
 func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
@@ -31,6 +33,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 		return nil, err
 	}
 	now := &snapshot{server: s, config: c, sites: make(map[string]*Site), entrances: make(map[string]*entrance)}
+	now.replaced, now.replace = context.WithCancel(context.Background())
 	for _, site := range c.Sites {
 		now.passes = now.passes || site.Pass != ""
 		for _, name := range site.Names {
@@ -42,7 +45,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 	}
 	now.tls = now.tlsConfig()
 	now.encrypted = tunnel.Transport{&tunnel.TLS{ServerConfig: now.tls}, upper{now}}
-	now.http = &tunnel.WebSocket{Ping: c.Ping, HeaderSize: c.HeaderSize, IdleTimeout: c.IdleTimeout, BodyTimeout: c.BodyTimeout,
+	now.http = &tunnel.WebSocket{Ping: c.Ping, Targets: true, HeaderSize: c.HeaderSize, IdleTimeout: c.IdleTimeout, BodyTimeout: c.BodyTimeout,
 		Match: func(r *http.Request, info *tunnel.Info) bool { return visitOf(info).match(r, info) },
 		Site: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			visitOf(tunnel.InfoOf(r)).ServeHTTP(w, r)
@@ -55,12 +58,19 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 	for _, l := range c.Listeners {
 		e := &entrance{Listener: l, snapshot: now}
 		e.forwarder = &tunnel.Forwarder{
-			Accept: tunnel.Transport{e}, Dial: dial, Opened: opened,
+			Accept: tunnel.Transport{e}, Dial: dial, Until: now.replaced, Opened: opened,
 			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Reason: reason, Log: s.Log, Level: c.Level,
 		}
 		now.entrances[l.Address] = e
 	}
 	return now, nil
+}
+
+// retire ends what waits for a tunnel under the terms of s; nil has nothing of the kind.
+func (s *snapshot) retire() {
+	if s != nil {
+		s.replace()
+	}
 }
 
 // entrance is a Listener with all that lies behind it: the accepting side of a tunnel.
@@ -237,7 +247,7 @@ func (v *visit) settle() bool {
 
 // match tells whether r, which asks for a WebSocket, gets a tunnel.
 func (v *visit) match(r *http.Request, info *tunnel.Info) bool {
-	v.full = v.take(r.Context(), func() (choice, error) {
+	v.full = v.take(r.Context(), tunnel.AsksToWait(r), func() (choice, error) {
 		site := v.current(r)
 		if !v.settle() || site == nil {
 			return choice{}, ErrAccess
@@ -277,7 +287,7 @@ func (s *Site) isHost(route *Route, header string) bool {
 
 // takeRaw gives the visitor of a site without HTTP its tunnel.
 func (v *visit) takeRaw(ctx context.Context) error {
-	err := v.take(ctx, v.chooseRaw)
+	err := v.take(ctx, false, v.chooseRaw)
 	if errors.Is(err, ErrRouteFull) {
 		v.entrance.snapshot.server.Metrics.refused(ErrRouteFull)
 	}
@@ -316,7 +326,8 @@ type choice struct {
 
 // take makes the visit a tunnel on the route that choose finds, when there is a place. While the visitor waits for that,
 // choose is asked again whenever the config changes. Who cannot be seen to leave, by a context that never ends, does not wait.
-func (v *visit) take(ctx context.Context, choose func() (choice, error)) error {
+// Later says that the client does not want it yet, so that it needs no place: its dial looks for one.
+func (v *visit) take(ctx context.Context, later bool, choose func() (choice, error)) error {
 	server := v.entrance.snapshot.server
 	var waiting context.Context
 	for {
@@ -324,6 +335,10 @@ func (v *visit) take(ctx context.Context, choose func() (choice, error)) error {
 		c, err := choose()
 		if err != nil {
 			return err
+		}
+		if later {
+			v.has(c, nil)
+			return nil
 		}
 		open := server.openOn(c.site, c.route)
 		t, err := open.enter(c.route.Limit, c.route.Queue && ctx.Done() != nil)
@@ -355,7 +370,7 @@ func (v *visit) take(ctx context.Context, choose func() (choice, error)) error {
 	}
 }
 
-// has notes that the visit has a place.
+// has notes that the visit has a place, in open if anybody counts.
 func (v *visit) has(c choice, open *places) {
 	v.site, v.route, v.user, v.open = c.site, c.route, c.user, open
 	v.info.Path = c.route.Path
@@ -441,24 +456,49 @@ func (v *visit) leave() {
 func dial(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
 	v := visitOf(info)
 	v.stage = atTarget
-	config := v.entrance.snapshot.config
-	reach := config.Dial
-	if reach == nil {
-		reach = new(tunnel.Dialer).Dial
+	c, err := v.reach(ctx)
+	if err != nil {
+		return nil, err
 	}
-	target, proxy := v.site.Pass, v.site.Proxy
+	proxy := v.site.Proxy
 	if v.route != nil {
-		target, proxy = v.route.Target, v.route.Proxy
+		proxy = v.route.Proxy
 	}
-	c, err := reach(ctx, target)
-	if err != nil || proxy == 0 {
-		return c, err
+	if proxy == 0 {
+		return c, nil
 	}
 	if err := v.writeProxyHeader(ctx, c, proxy); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
+}
+
+// reach dials what the config says or, where it lets it, what the client says.
+func (v *visit) reach(ctx context.Context) (tunnel.Conn, error) {
+	config := v.entrance.snapshot.config
+	reach := config.Dial
+	if reach == nil {
+		reach = new(tunnel.Dialer).Dial
+	}
+	if v.route == nil {
+		return reach(ctx, v.site.Pass)
+	}
+	if v.open == nil { // it has had no use for a place before
+		open := v.entrance.snapshot.server.openOn(v.site, v.route)
+		if _, err := open.enter(v.route.Limit, false); err != nil {
+			v.entrance.snapshot.server.refused(err)
+			return nil, &tunnel.TargetError{Reason: tunnel.ReasonBusy, Err: err}
+		}
+		v.open = open
+	}
+	switch {
+	case v.info.Target != "":
+		return dialChosen(ctx, config, v.route.Targets, v.info.Target)
+	case v.route.Target == "":
+		return nil, errNoOwnTarget
+	}
+	return reach(ctx, v.route.Target)
 }
 
 // hostName is the host of a Host header without its port, in lower case, as server names are.

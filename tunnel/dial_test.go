@@ -2,11 +2,16 @@ package tunnel
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -198,7 +203,7 @@ func TestDialTriesAllAddresses(t *testing.T) {
 	} {
 		var server nameServer
 		server.set(addresses...)
-		c, err := (&Dialer{resolver: resolverFor(t, &server)}).Dial(t.Context(), "edge.test:"+port)
+		c, err := (&Dialer{Resolver: resolverFor(t, &server)}).Dial(t.Context(), "edge.test:"+port)
 		if err != nil {
 			t.Errorf("%v: %v", addresses, err)
 			continue
@@ -214,7 +219,7 @@ func TestDialLooksUpNamesEachTime(t *testing.T) {
 	_, port, _ := net.SplitHostPort(target)
 	var server nameServer
 	server.set("127.0.0.9")
-	d := Dialer{resolver: resolverFor(t, &server)}
+	d := Dialer{Resolver: resolverFor(t, &server)}
 
 	if c, err := d.Dial(t.Context(), "edge.test:"+port); !errors.Is(err, errRefused) {
 		t.Fatalf("got %v, %v, want ECONNREFUSED", c, err)
@@ -225,4 +230,77 @@ func TestDialLooksUpNamesEachTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+func TestDialerClone(t *testing.T) {
+	d := &Dialer{
+		Proxy:       func(string) (*url.URL, error) { return nil, nil },
+		ProxyTLS:    &tls.Config{},
+		ProxyUser:   func(context.Context) (*url.Userinfo, error) { return nil, nil },
+		UserAgent:   "a",
+		FastOpen:    true,
+		Fwmark:      1,
+		ProtectPath: "b",
+		Resolver:    namesOf(),
+		Log:         slog.Default(),
+	}
+	d.memory.worked("edge.test:1", netip.MustParseAddr("127.0.0.1"), true)
+	before, after := reflect.ValueOf(d).Elem(), reflect.ValueOf(d.Clone()).Elem()
+	for i := range before.NumField() {
+		field := before.Type().Field(i)
+		if field.IsExported() && (before.Field(i).IsZero() || fmt.Sprint(before.Field(i)) != fmt.Sprint(after.Field(i))) {
+			t.Errorf("%s is %v, and %v in the clone", field.Name, before.Field(i), after.Field(i))
+		}
+	}
+	if d.Clone().memory.of("edge.test:1").addresses != nil {
+		t.Error("the clone remembers")
+	}
+}
+
+// Of the addresses that a name has, those are dialed that are allowed. What is asked about is what is dialed: a name
+// server that says something else the next time changes nothing.
+func TestDialAllowed(t *testing.T) {
+	leavesNothing(t)
+	target := echoTarget(t)
+	_, port, _ := net.SplitHostPort(target)
+	errNot := errors.New("not there")
+	for _, test := range []struct {
+		addresses, then []string
+		allowed         string // nothing else is
+		ok              bool
+	}{
+		{[]string{"127.0.0.1"}, nil, "127.0.0.1", true},
+		{[]string{"127.0.0.2", "::1", "127.0.0.1"}, nil, "127.0.0.1", true},
+		{[]string{"127.0.0.1"}, nil, "127.0.0.2", false},
+		{[]string{"127.0.0.2"}, []string{"127.0.0.1"}, "127.0.0.2", false},
+	} {
+		var server nameServer
+		server.set(test.addresses...)
+		d := Dialer{Resolver: resolverFor(t, &server)}
+		var asked []string
+		c, err := d.DialAllowed(t.Context(), "edge.test:"+port, func(at netip.AddrPort) error {
+			if test.then != nil {
+				server.set(test.then...)
+			}
+			asked = append(asked, at.String())
+			if at.Addr() != netip.MustParseAddr(test.allowed) {
+				return errNot
+			}
+			return nil
+		})
+		if (err == nil) != test.ok || len(asked) == 0 {
+			t.Errorf("%v with %s allowed: %v, asked about %v", test.addresses, test.allowed, err, asked)
+		}
+		if err == nil {
+			if got := c.RemoteAddr().String(); got != test.allowed+":"+port {
+				t.Errorf("dialed %s", got)
+			}
+			c.Close()
+		}
+	}
+	for _, address := range []string{"unix:/run/x", "127.0.0.1", "http://a"} {
+		if _, err := new(Dialer).DialAllowed(t.Context(), address, func(netip.AddrPort) error { return nil }); err == nil {
+			t.Errorf("%s is dialed", address)
+		}
+	}
 }

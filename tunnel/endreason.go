@@ -38,6 +38,8 @@ func (s *Session) reason(err error) string {
 		return "shutdown"
 	case isUnreached(err):
 		return "dial_" + Reason(err)
+	case errors.Is(err, ErrNotTaken):
+		return "not_taken"
 	case s.f.Reason != nil:
 		return s.f.Reason(&s.info, err)
 	}

@@ -197,7 +197,7 @@ func FuzzFrames(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw, pieces []byte, options byte) {
 		client, own := options&1 != 0, options&8 != 0
-		peer := peerKind(int(options>>1&3) % 3)
+		peer := peerKind(options >> 1 & 3)
 		want, end := oracle(raw, client, peer)
 		conn := &feed{raw: bytes.Clone(raw), pieces: pieces}
 		c := newFrames(conn, client, &WebSocket{Ping: -1}, peer, nil)
@@ -234,6 +234,95 @@ func FuzzFrames(f *testing.F) {
 			c.linger() // must come back
 		}
 		c.keepAlive()() // waits for the answers
+	})
+}
+
+// oracleWord reads the first message of raw as gobwas does, which has to be a word; rest comes behind it.
+func oracleWord(raw []byte, client bool) (word string, rest []byte, end verdict) {
+	state := ws.StateServerSide
+	if client {
+		state = ws.StateClientSide
+	}
+	r := bytes.NewReader(raw)
+	for {
+		h, err := ws.ReadHeader(r)
+		switch {
+		case err == io.EOF, err == io.ErrUnexpectedEOF:
+			return "", nil, verdictCut
+		case err != nil, ws.CheckHeader(h, state) != nil:
+			return "", nil, verdictViolation
+		}
+		isData := h.OpCode.IsData()
+		if isData && h.Length > 0 && (h.OpCode != ws.OpText || !h.Fin || h.Length > maxWord) {
+			return "", nil, verdictViolation
+		}
+		body := make([]byte, min(h.Length, int64(r.Len())))
+		io.ReadFull(r, body)
+		if int64(len(body)) < h.Length {
+			return "", nil, verdictCut
+		}
+		if h.Masked {
+			ws.Cipher(body, h.Mask, 0)
+		}
+		rest = raw[len(raw)-r.Len():]
+		switch {
+		case isData && h.Length > 0:
+			return string(body), rest, ""
+		case h.OpCode == ws.OpClose:
+			_, end = oracle(raw[len(raw)-r.Len()-len(body)-ws.HeaderSize(h):], client, peerRaimon)
+			return "", nil, end
+		case isData && h.Fin: // an empty message
+			if _, end := oracle(raw[:len(raw)-r.Len()], client, peerRaimon); end == verdictEnd {
+				return "", nil, end
+			}
+			state = state.Clear(ws.StateFragmented)
+		case isData:
+			state = state.Set(ws.StateFragmented)
+		}
+	}
+}
+
+// FuzzWord compares the reader of a first message with gobwas's, and what is read behind it.
+func FuzzWord(f *testing.F) {
+	for _, word := range []string{"", "dial", "open", "dial db.example.com:5432", strings.Repeat("x", 125), strings.Repeat("x", 126), strings.Repeat("x", 300), strings.Repeat("x", 301)} {
+		for _, form := range []func(ws.Frame) ws.Frame{ws.MaskFrame, func(f ws.Frame) ws.Frame { return f }} {
+			raw := ws.MustCompileFrame(form(ws.NewPingFrame([]byte("?"))))
+			raw = append(raw, ws.MustCompileFrame(form(ws.NewTextFrame([]byte(word))))...)
+			raw = append(raw, ws.MustCompileFrame(form(ws.NewBinaryFrame([]byte("data"))))...)
+			raw = append(raw, ws.MustCompileFrame(form(ws.NewTextFrame(nil)))...)
+			f.Add(raw, []byte{}, false)
+			f.Add(raw, []byte{0}, true)
+		}
+	}
+	for _, raw := range frameTable() {
+		if len(raw) < 1000 {
+			f.Add(raw, []byte{1, 4, 0}, false)
+			f.Add(raw, []byte{}, true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw, pieces []byte, client bool) {
+		want, rest, end := oracleWord(raw, client)
+		c := newFrames(&feed{raw: bytes.Clone(raw), pieces: pieces}, client, &WebSocket{Ping: -1}, peerRaimon, nil)
+		defer func() { c.keepAlive()() }() // waits for the answers
+
+		c.reading.Lock()
+		got, err := c.readWord()
+		c.reading.Unlock()
+
+		switch {
+		case err != nil && verdictOf(err) != end, err == nil && end != "", got != want:
+			t.Fatalf("client %v, %x:\ngot  %q, %v\nwant %q, %v", client, raw, got, err, want, end)
+		case err != nil:
+			return
+		}
+		wantData, wantEnd := oracle(rest, client, peerRaimon)
+		data, err := io.ReadAll(struct{ io.Reader }{c})
+		if err == nil {
+			err = io.EOF
+		}
+		if !bytes.Equal(data, wantData) || verdictOf(err) != wantEnd {
+			t.Fatalf("client %v, %x: behind the word\ngot  %q, %v\nwant %q, %v", client, raw, data, err, wantData, wantEnd)
+		}
 	})
 }
 

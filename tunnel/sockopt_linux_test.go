@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -248,27 +249,40 @@ func TestProtectRefused(t *testing.T) {
 	}
 }
 
-// fullListener listens with a queue that is full, so that further connections get no answer at all.
-func fullListener(t testing.TB, ip [4]byte) (port int) {
+// fullListener listens at address, as package net writes it, with a queue that is full, so that
+// further connections get no answer at all. Port 0 finds one.
+func fullListener(t testing.TB, address string) (port int) {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	want := netip.MustParseAddrPort(address)
+	domain, sockaddr := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(want.Port())})
+	if want.Addr().Is4() {
+		sockaddr.(*unix.SockaddrInet4).Addr = want.Addr().As4()
+	} else {
+		domain, sockaddr = unix.AF_INET6, &unix.SockaddrInet6{Port: int(want.Port()), Addr: want.Addr().As16()}
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: ip}); err != nil {
+	if err := unix.Bind(fd, sockaddr); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Listen(fd, 0); err != nil {
 		t.Fatal(err)
 	}
-	address, err := unix.Getsockname(fd)
+	bound, err := unix.Getsockname(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
-	port = address.(*unix.SockaddrInet4).Port
+	switch bound := bound.(type) {
+	case *unix.SockaddrInet4:
+		port = bound.Port
+	case *unix.SockaddrInet6:
+		port = bound.Port
+	}
 	// A queue of 0 holds one connection.
-	first, err := net.DialTCP("tcp4", nil, &net.TCPAddr{IP: ip[:], Port: port})
+	first, err := net.Dial("tcp", netip.AddrPortFrom(want.Addr(), uint16(port)).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +293,7 @@ func fullListener(t testing.TB, ip [4]byte) (port int) {
 // A first address that never answers leaves time for the second of the same family.
 func TestDialPassesDeadAddress(t *testing.T) {
 	leavesNothing(t)
-	port := fullListener(t, [4]byte{127, 0, 0, 2})
+	port := fullListener(t, "127.0.0.2:0")
 	l, err := net.Listen("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if errors.Is(err, syscall.EADDRINUSE) {
 		t.Skip(err)
@@ -293,7 +307,7 @@ func TestDialPassesDeadAddress(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 
-	c, err := (&Dialer{resolver: resolverFor(t, &server)}).Dial(ctx, "edge.test:"+strconv.Itoa(port))
+	c, err := (&Dialer{Resolver: resolverFor(t, &server)}).Dial(ctx, "edge.test:"+strconv.Itoa(port))
 	if err != nil {
 		t.Fatal(err)
 	}

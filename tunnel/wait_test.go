@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -630,5 +631,46 @@ func TestAnswering(t *testing.T) {
 	}
 	if err := <-answers; tunnel.Reason(err) != tunnel.ReasonRefused {
 		t.Errorf("answer: %v", err)
+	}
+}
+
+// What waits needs less than what is open: of it there may be many for one that is taken.
+func TestWaitingTakesLittleMemory(t *testing.T) {
+	if tunnel.RaceEnabled {
+		t.Skip("the race detector needs memory of its own")
+	}
+	many := 1000
+	if testing.Short() {
+		many = 100
+	}
+	inUse := func() int {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // the pools empty in two steps
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc + m.StackInuse)
+	}
+	for _, tr := range waiting(t, tunneltest.NewCA(t)) {
+		t.Run(tr.Name, func(t *testing.T) {
+			tunneltest.NoLeaks(t)
+			edge := serveForwarder(t, &tunnel.Forwarder{Accept: tr.Server, Drain: -1, Dial: dialTCP(tunneltest.Echo(t))})
+			waitingConn(t, tr.Client, edge).Close()
+			before := inUse()
+			var all []tunnel.Conn
+			for range many {
+				all = append(all, waitingConn(t, tr.Client, edge))
+			}
+			waits := (inUse() - before) / many
+			for _, c := range all {
+				if err := errors.Join(tunnel.Take(c, ""), tunnel.AwaitOpen(c)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			open := (inUse() - before) / many
+			t.Logf("both ends of a connection: %d bytes while it waits, %d when it is open, with its target", waits, open)
+			if waits >= open {
+				t.Error("waiting costs as much as a tunnel")
+			}
+		})
 	}
 }

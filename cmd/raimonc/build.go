@@ -176,9 +176,12 @@ func trusted(o *options.Options) ([]byte, error) {
 // dialer reaches the edge: directly or through a proxy, marked or protected.
 func dialer(job *command.Job) (*tunnel.Dialer, error) {
 	o := job.Options
-	d := &tunnel.Dialer{Fwmark: o.Fwmark, FastOpen: o.FastOpen && (o.TLS || o.WS), UserAgent: o.UserAgent}
+	d := &tunnel.Dialer{Fwmark: o.Fwmark, FastOpen: o.FastOpen && (o.TLS || o.WS), UserAgent: o.UserAgent, Log: job.Log}
 	if o.AndroidVPN {
 		d.ProtectPath = "protect_path"
+	}
+	if o.Resolver != nil {
+		d.Resolver = o.Resolver.Resolver(&tunnel.Dialer{Fwmark: d.Fwmark, ProtectPath: d.ProtectPath})
 	}
 	proxy := o.Proxy
 	if proxy == "" && job.Plugin {

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 
+	"raimon/internal/autostart"
 	"raimon/internal/client"
 	"raimon/internal/command"
 )
@@ -25,48 +27,70 @@ Exit status: 0 when raimonc would start, 23 when the file is wrong.
 var checkCommand = command.Command{Name: "check", Help: checkHelp, Actions: []command.Action{{Argument: "file"}}, Run: check}
 
 func check(ctx context.Context, job *command.Job) error {
-	all, err := readProfiles(job.Argument)
+	tunnels, err := checkFile(ctx, job, job.Argument)
 	if err != nil {
 		return err
+	}
+	fmt.Fprintf(job.Stdout, "%s is fine: %s\n", job.Argument, counted(tunnels))
+	return nil
+}
+
+// checkFile returns the number of tunnels in a file that raimonc would start with.
+func checkFile(ctx context.Context, job *command.Job, name string) (tunnels int, err error) {
+	all, err := readProfiles(name)
+	if err != nil {
+		return 0, err
 	}
 	for _, warning := range all.warnings {
 		job.Log.Warn(warning)
 	}
-	tunnels, err := all.build(ctx, job)
-	if err != nil {
-		return err
+	built, err := all.build(ctx, job)
+	return len(built), err
+}
+
+func counted(tunnels int) string {
+	if tunnels == 1 {
+		return "1 tunnel"
 	}
-	plural := "s"
-	if len(tunnels) == 1 {
-		plural = ""
-	}
-	fmt.Fprintf(job.Stdout, "%s is fine: %d tunnel%s\n", job.Argument, len(tunnels), plural)
-	return nil
+	return fmt.Sprintf("%d tunnels", tunnels)
 }
 
 // runConfig is run with a config file.
 func runConfig(ctx context.Context, job *command.Job) error {
-	f := &follower{job: job, client: &client.Client{Log: job.Log, Hint: command.Hint}}
-	if err := f.load(ctx); err != nil {
-		return err
-	}
-	defer f.client.Close()
-	background, stop := context.WithCancel(ctx)
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer stop()
-	running.Go(func() { f.reloadOnSignal(background) })
-	return f.client.Run(ctx)
+	f := &follower{job: job}
+	return autostart.Run(ctx, serviceName(job.Config), filepath.Dir(job.Config), job.LogTo, f.start, f.run)
 }
 
 // follower is a client that does what a config file says.
 type follower struct {
 	job    *command.Job
 	client *client.Client
+
+	loading sync.Mutex
+}
+
+// start opens what the file names.
+func (f *follower) start(ctx context.Context) error {
+	f.client = &client.Client{Log: f.job.Log, Hint: command.Hint}
+	return f.load(ctx)
+}
+
+// run serves until ctx ends.
+func (f *follower) run(ctx context.Context) error {
+	defer f.client.Close()
+	background, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	running.Go(func() { f.reloadOnSignal(background) })
+	running.Go(func() { f.answerCommands(background) })
+	return f.client.Run(ctx)
 }
 
 // load takes up what the file says now. Where that is wrong, nothing changes.
 func (f *follower) load(ctx context.Context) error {
+	f.loading.Lock()
+	defer f.loading.Unlock()
 	all, err := readProfiles(f.job.Config)
 	if err != nil {
 		return err
@@ -98,10 +122,16 @@ func (f *follower) reloadOnSignal(ctx context.Context) {
 			return
 		case <-signals:
 		}
-		if err := f.load(ctx); err != nil {
-			f.job.Log.Error("config refused, the old one goes on", "error", err, "hint", command.Hint(err))
-			continue
-		}
-		f.job.Log.Info("config taken up", "file", f.job.Config)
+		f.reload(ctx)
 	}
+}
+
+// reload is load, and says in the log what came of it.
+func (f *follower) reload(ctx context.Context) error {
+	if err := f.load(ctx); err != nil {
+		f.job.Log.Error("config refused, the old one goes on", "error", err, "hint", command.Hint(err))
+		return err
+	}
+	f.job.Log.Info("config taken up", "file", f.job.Config)
+	return nil
 }

@@ -18,11 +18,14 @@ const help = `raimonc carries TCP connections to raimons, through places where o
     raimonc stdio <remote> [options]        forward standard input and output, for ssh's ProxyCommand
     raimonc -config <file>                  any number of tunnels, as a file names them
     raimonc check <file>                    say whether such a file is fine
+    raimonc status                          how the tunnels of running clients do
+    raimonc reload                          make running clients take their files up anew
+    raimonc service install -config <file>  start a client with every login
 
-The remote is a URL (wss://edge.example.com/path; ws, tls and tcp too) or host:port; the other address is
-host:port, [ipv6]:port, :port or unix:/path, and socks://host:port for programs that choose where to, with SOCKS5 or
-HTTP CONNECT. The options are one word, separated by ';', so put quotes around them. Without options and
-URL it carries plain tcp.
+The remote is a URL, wss://edge.example.com/path (ws, tls and tcp as well), or host:port.
+The other address is host:port, [ipv6]:port, :port or unix:/path, or socks://host:port for
+programs that choose where to, with SOCKS5 or HTTP CONNECT. The options are one word,
+separated by ';', so put quotes around them. With neither URL nor options it is plain tcp.
 
     raimonc 127.0.0.1:2222 wss://edge.example.com/ssh
     raimonc 127.0.0.1:2222 edge.example.com:443 'ws;host=edge.example.com;path=/ssh;tls;sni=edge.example.com'
@@ -31,7 +34,7 @@ URL it carries plain tcp.
 It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as plugin_opts.
 
 Flags:
-  -config <file>             read tunnels from a file: docs/client.md has its keys; SIGHUP reads it anew
+  -config <file>             read the tunnels from a file, and anew with SIGHUP
   -v                         log every connection
   -log-format text|json      default: text on a terminal, else json
   -version                   print the version
@@ -43,7 +46,7 @@ Exit status: 0 after a clean end, 1 when something fails, 23 when the options ar
 
 func main() {
 	os.Exit(command.Main(&command.Program{Side: options.Client, Help: help, Words: []string{"stdio"},
-		Commands: []command.Command{checkCommand}, Run: run, RunConfig: runConfig}))
+		Commands: []command.Command{checkCommand, statusCommand, reloadCommand, serviceCommand}, Run: run, RunConfig: runConfig}))
 }
 
 func run(ctx context.Context, job *command.Job) error {

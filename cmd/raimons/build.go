@@ -35,7 +35,8 @@ type builder struct {
 
 func (b *builder) config() (*edge.Config, error) {
 	config := &edge.Config{Listen: tunnel.ListenConfig{FastOpen: b.FastOpen, Fwmark: b.Fwmark}}
-	config.Dial = (&tunnel.Dialer{Fwmark: b.Fwmark}).Dial
+	dialer := &tunnel.Dialer{Fwmark: b.Fwmark}
+	config.Dial, config.DialAllowed = dialer.Dial, dialer.DialAllowed
 	for _, step := range []func(*edge.Config) error{b.storage, b.listeners, b.times, b.limits, b.names, b.acme, b.sites, b.admin} {
 		if err := step(config); err != nil {
 			return nil, err

@@ -99,8 +99,11 @@ func (b *builder) site(path string, s *siteSection) (*edge.Site, error) {
 		}
 		paths[key] = true
 		r := &edge.Route{Path: section.Path, Host: section.Host, Target: section.Target, Label: section.Label}
-		if section.Target == "" {
+		if section.Target == "" && section.Targets == nil {
 			return nil, b.wrong(at, "target is missing", "add target = \"127.0.0.1:22\", the address to which the tunnel goes")
+		}
+		if err := b.targets(at+".targets", r, section, s); err != nil {
+			return nil, err
 		}
 		if err := b.route(at, r, section.Proxy, section.accessSection, s); err != nil {
 			return nil, err
@@ -227,9 +230,30 @@ func (b *builder) clients(path string, s *siteSection) (*edge.Clients, error) {
 	return kept.(*edge.Clients), nil
 }
 
+// targets are what the clients of a route may choose. Open to everybody that would be a proxy for everybody.
+func (b *builder) targets(path string, r *edge.Route, section *routeSection, s *siteSection) error {
+	if section.Targets == nil {
+		return nil
+	}
+	if len(section.Targets) == 0 {
+		return b.wrong(path, "the list is empty", "leave the key away, or name a target")
+	}
+	if section.From == nil && section.Tokens == "" && section.Clients == nil && !s.ClientRequired {
+		return b.wrong(path, "everybody could go there through this route", "say who may: add tokens, clients or from, or client-required to the site")
+	}
+	for _, text := range section.Targets {
+		rule, err := edge.ParseTargetRule(text)
+		if err != nil {
+			return b.wrong(path, err.Error(), command.Hint(err))
+		}
+		r.Targets = append(r.Targets, rule)
+	}
+	return nil
+}
+
 // route fills in what routes with and without HTTP have in common.
 func (b *builder) route(path string, r *edge.Route, proxy string, a accessSection, s *siteSection) error {
-	if _, _, err := tunnel.ParseAddress(r.Target); err != nil {
+	if _, _, err := tunnel.ParseAddress(r.Target); err != nil && (r.Target != "" || r.Targets == nil) {
 		return b.wrong(path+".target", err.Error(), "addresses are host:port, [ipv6]:port or unix:/path")
 	}
 	var err error

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,9 +9,9 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"raimon/acme"
+	"raimon/internal/text"
 )
 
 // printJSON prints an array in any case.
@@ -51,22 +52,8 @@ func printTable(w io.Writer, all []acme.Status) error {
 	return nil
 }
 
-// plain is text that others have had a part in, such as a CA, for a terminal and a table.
-func plain(text string) string {
-	text = strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case !unicode.IsPrint(r):
-			return unicode.ReplacementChar
-		}
-		return r
-	}, text)
-	if text == "" {
-		return "-"
-	}
-	return text
-}
+// plain is text that others have had a part in, such as a CA.
+func plain(s string) string { return cmp.Or(text.Printable(s), "-") }
 
 // issuerText is the host of the CA's directory, by which people know it.
 func issuerText(directory string) string {

@@ -87,11 +87,12 @@ type siteSection struct {
 }
 
 type routeSection struct {
-	Path   string `toml:"path" help:"path of the upgrade request, to the letter, with its query if it has one"`
-	Host   string `toml:"host" help:"the Host header that the request must have" standard:"any of the site's names"`
-	Target string `toml:"target" help:"address to which the tunnel goes: host:port or unix:/path"`
-	Label  string `toml:"label" help:"what logs and metrics call the route" standard:"its path"`
-	Proxy  string `toml:"proxy-protocol" help:"\"v1\" or \"v2\": the header by which the target learns the client's address"`
+	Path    string   `toml:"path" help:"path of the upgrade request, to the letter, with its query if it has one"`
+	Host    string   `toml:"host" help:"the Host header that the request must have" standard:"any of the site's names"`
+	Target  string   `toml:"target" help:"address to which the tunnel goes: host:port or unix:/path"`
+	Targets []string `toml:"targets" help:"what clients may choose instead, such as [\"10.0.0.0/8:22\", \"*.internal:443\", \"[2001:db8::]/32:8000-8100\"]; needs from, tokens or clients" standard:"nothing"`
+	Label   string   `toml:"label" help:"what logs and metrics call the route" standard:"its path"`
+	Proxy   string   `toml:"proxy-protocol" help:"\"v1\" or \"v2\": the header by which the target learns the client's address"`
 	accessSection
 }
 

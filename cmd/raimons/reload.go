@@ -14,6 +14,7 @@ import (
 	"raimon/internal/configfile"
 	"raimon/internal/control"
 	"raimon/internal/service"
+	"raimon/internal/sockets"
 )
 
 const checkHelp = `raimons check says whether an edge would start with a config file, and why not.
@@ -55,7 +56,7 @@ func reloadEdges(ctx context.Context, job *command.Job) error {
 		return err
 	}
 	if len(edges) == 0 {
-		return &control.Error{Text: "no edge is running on " + root, Fix: "name its storage with -config, or with storage= as the edge has it"}
+		return &sockets.Error{Text: "no edge is running on " + root, Fix: "name its storage with -config, or with storage= as the edge has it"}
 	}
 	var failed []error
 	for _, e := range edges {

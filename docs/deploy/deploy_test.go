@@ -27,18 +27,20 @@ func analyze(t testing.TB, args ...string) {
 	dir := t.TempDir()
 	for name, source := range map[string]string{
 		"raimons.service": "raimons.service", "raimons@.service": "raimons.service", "raimons.socket": "raimons.socket",
+		"raimonc.service": "user/raimonc.service",
 	} {
 		text, err := os.ReadFile(filepath.Join("systemd", source))
 		if err != nil {
 			t.Fatal(err)
 		}
-		text = []byte(strings.ReplaceAll(string(text), "/usr/bin/raimons", self))
+		text = []byte(strings.NewReplacer("/usr/bin/raimons", self, "/usr/bin/raimonc", self).Replace(string(text)))
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir) // --user looks for it
 	out, err := cmd.CombinedOutput()
 	switch {
 	case err != nil:
@@ -50,6 +52,10 @@ func analyze(t testing.TB, args ...string) {
 
 func TestUnits(t *testing.T) {
 	analyze(t, "verify", "--man=no", "./raimons.service", "./raimons.socket", "./raimons@a.service")
+}
+
+func TestUserUnit(t *testing.T) {
+	analyze(t, "verify", "--man=no", "--user", "./raimonc.service")
 }
 
 func TestExposure(t *testing.T) {

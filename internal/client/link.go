@@ -31,9 +31,8 @@ func newLink(c *Client, t *Tunnel) *link {
 	l := &link{Tunnel: t, client: c}
 	l.outage.link = l
 	l.pool.init(l)
-	knocker := *t.Dialer
-	knocker.FastOpen = false // with it a connection is there before anybody has answered
-	l.knocker = &knocker
+	l.knocker = t.Dialer.Clone()
+	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
 		Accept: t.Accept, Open: l.open, Opened: l.stats.opened,
 		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Quiet: l.isTold, Log: l.log(), Level: slog.LevelDebug,
@@ -89,6 +88,9 @@ type visitKey struct{}
 
 // networkChanged gives up what belonged to the old network.
 func (l *link) networkChanged() {
+	l.Dialer.Forget()
+	l.knocker.Forget()
+	l.Dialer.Forget()
 	l.pool.drop()
 	l.outage.retry()
 }

@@ -14,8 +14,9 @@ import (
 const maxSaid = 64 << 10
 
 // open gives local, the connection of a program, its other end: a connection of the pool if there is one, else a new
-// one. A connection that breaks before the edge has said that the target is there is replaced by another: nothing
-// of what the program has said has been delivered then, and it is said again.
+// one. A connection that breaks before the edge has said that the target is there is replaced by another, and what the
+// program has said is said again. An edge says so before it delivers anything. Only where the network loses
+// that word, and the connection with it, can the target hear it twice: to rule that out would cost a round trip each time.
 func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
 	visit := ctx.Value(visitKey{}).(*visit)
 	var deadline time.Time

@@ -182,17 +182,17 @@ func (o *outage) state() (since time.Time, cause error) {
 	return o.since, o.cause
 }
 
-// ended returns a channel that is closed when the outage may be over; nil: there is none.
-func (o *outage) ended() <-chan struct{} {
+// watch is since when the edge cannot be reached, zero if it can, and a channel that is closed when more is known.
+func (o *outage) watch() (since time.Time, changed <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.since.IsZero() {
-		return nil
+		return time.Time{}, nil
 	}
 	if o.changed == nil {
 		o.changed = make(chan struct{})
 	}
-	return o.changed
+	return o.since, o.changed
 }
 
 // broadcast wakes whoever waits for a change. The caller holds mu.

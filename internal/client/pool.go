@@ -33,8 +33,9 @@ type pool struct {
 	wake chan struct{}
 	kept sync.WaitGroup // goroutines that watch connections
 
-	mu   sync.Mutex
-	idle []*ready // the oldest first
+	mu    sync.Mutex
+	idle  []*ready  // the oldest first
+	pause time.Time // until when an edge that cannot be reached is left alone
 }
 
 func (p *pool) init(l *link) {
@@ -65,14 +66,14 @@ func (p *pool) size() int {
 	return len(p.idle)
 }
 
-// drop gives up all connections that are ready.
+// drop gives up all connections that are ready, and has others made at once.
 func (p *pool) drop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.idle {
 		r.conn.Close()
 	}
-	p.idle = nil
+	p.idle, p.pause = nil, time.Time{}
 	p.poke()
 }
 
@@ -89,15 +90,17 @@ func (p *pool) run(ctx context.Context) {
 	defer p.kept.Wait()
 	defer p.drop()
 	for ctx.Err() == nil {
-		missing, next := p.look()
-		pause, changed := time.Until(next), (<-chan struct{})(nil)
+		since, changed := p.link.outage.watch()
+		missing, next := p.look(since.IsZero())
 		if missing > 0 {
-			if p.fill(ctx, missing) {
-				continue
+			if !p.fill(ctx, missing, since.IsZero()) {
+				p.mu.Lock()
+				p.pause = time.Now().Add(poolPause)
+				p.mu.Unlock()
 			}
-			pause, changed = poolPause, p.link.outage.ended()
+			continue
 		}
-		timer := time.NewTimer(pause)
+		timer := time.NewTimer(time.Until(next))
 		select {
 		case <-ctx.Done():
 		case <-p.wake:
@@ -109,7 +112,7 @@ func (p *pool) run(ctx context.Context) {
 }
 
 // look closes what is dead, and says how many connections are to be made now, and when to look again.
-func (p *pool) look() (missing int, next time.Time) {
+func (p *pool) look(reached bool) (missing int, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.idle = slices.DeleteFunc(p.idle, func(r *ready) bool {
@@ -128,6 +131,9 @@ func (p *pool) look() (missing int, next time.Time) {
 			next = earlier(next, r.until)
 		}
 	}
+	if !reached && time.Now().Before(p.pause) {
+		return 0, earlier(next, p.pause)
+	}
 	return missing, next
 }
 
@@ -139,8 +145,8 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // fill makes some of the missing connections and tells whether it could.
-func (p *pool) fill(ctx context.Context, missing int) bool {
-	if since, _ := p.link.outage.state(); !since.IsZero() {
+func (p *pool) fill(ctx context.Context, missing int, reached bool) bool {
+	if !reached {
 		missing = 1
 	}
 	made := make(chan bool, atOnce)

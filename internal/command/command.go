@@ -72,6 +72,9 @@ type Job struct {
 // SetLogLevel changes the level of Log to one of the words of loglevel=.
 func (job *Job) SetLogLevel(word string) { job.level.Set(levels[word]) }
 
+// LogTo makes w the place of Log, as text, for a process whose standard error nobody has.
+func (job *Job) LogTo(w io.Writer) { job.Log = newLogger(w, "text", job.level) }
+
 // ConfigError is a mistake in what the user wrote, and what to do about it.
 type ConfigError struct {
 	Err error

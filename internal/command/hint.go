@@ -53,6 +53,7 @@ func tlsHint(err error) string {
 		upgrade   *tunnel.UpgradeError
 		pin       *tunnel.PinError
 		closed    *tunnel.CloseError
+		target    *tunnel.TargetError
 	)
 	switch {
 	case errors.As(err, &pin):
@@ -73,6 +74,12 @@ func tlsHint(err error) string {
 		return upgradeHint(upgrade)
 	case errors.Is(err, tunnel.ErrToken):
 		return "raimons token prints one; token=file:/path and token=command:program have to give it and nothing else"
+	case errors.As(err, &target) && target.Err == nil && target.Reason == tunnel.ReasonForbidden:
+		return "the route's targets, in the config of the edge, do not have it: its log says which rule would"
+	case errors.As(err, &target) && target.Err == nil && target.Reason == tunnel.ReasonBusy:
+		return "the route has as many tunnels as its max lets it: try again in a while"
+	case errors.As(err, &target) && target.Err == nil:
+		return "the edge's log says why"
 	case errors.As(err, &closed) && closed.Code == 1014:
 		return "the edge's log says why"
 	}
@@ -155,7 +162,11 @@ func networkHint(err error) string {
 	case listening && errors.Is(err, os.ErrPermission):
 		return "ports below 1024 need root, or on Linux: setcap cap_net_bind_service=+ep and the path of this program"
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return "the name does not resolve here: check its spelling and this machine's DNS"
+		return "the name does not resolve here: check its spelling and this machine's DNS; raimonc can ask another name server, as in dns=9.9.9.9"
+	case dns != nil && dns.IsTimeout:
+		return "the name server does not answer: is this machine online? raimonc can ask another one, as in dns=9.9.9.9"
+	case dns != nil:
+		return "the name server cannot be asked, or fails: raimonc can ask another one, as in dns=9.9.9.9"
 	case errors.Is(err, errRefused):
 		return "nothing listens there: is the program behind it running, and on that port?"
 	case errors.Is(err, errReset):

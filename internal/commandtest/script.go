@@ -58,6 +58,8 @@ func Scripts(t *testing.T) {
 			home := filepath.Join(env.WorkDir, ".home")
 			env.Setenv("HOME", home)
 			env.Setenv("XDG_CACHE_HOME", filepath.Join(home, ".cache"))
+			env.Setenv("XDG_CONFIG_HOME", filepath.Join(home, ".config"))
+			env.Setenv("XDG_RUNTIME_DIR", filepath.Join(home, ".run"))
 			env.Setenv("STATE_DIRECTORY", filepath.Join(home, ".state")) // root's own is not for tests
 			env.Setenv("GORACE", gorace)
 			env.Setenv("target", target)
@@ -118,7 +120,7 @@ func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
 	for _, key := range []string{
-		"PATH", "HOME", "XDG_CACHE_HOME", "STATE_DIRECTORY", "TMPDIR", "SYSTEMROOT", "GORACE", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+		"PATH", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "STATE_DIRECTORY", "TMPDIR", "SYSTEMROOT", "GORACE", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
 		"SSL_CERT_FILE", "SSL_CERT_DIR",
 		"SS_REMOTE_HOST", "SS_REMOTE_PORT", "SS_LOCAL_HOST", "SS_LOCAL_PORT", "SS_PLUGIN_OPTIONS",
 	} {

@@ -29,7 +29,7 @@ func TestEdgeRestarts(t *testing.T) {
 		limit  = wait + 2*time.Second // a busy machine has a part in it
 	)
 	edge := newStation(t, "mortal edge", "raimons", tunneltest.Echo(t), "ws;host=edge.test;path=/ws")
-	client := newStation(t, "client", "raimonc", edge.address, fmt.Sprintf("ws;host=edge.test;path=/ws;pool=4;wait=%v", wait))
+	client := newStation(t, "client", "raimonc", edge.address, fmt.Sprintf("ws;host=edge.test;path=/ws;pool=4;wait=%[1]v;timeout=%[1]v", wait))
 	settled := func() held {
 		// Four connections are ready, and nobody is under way.
 		time.Sleep(time.Second)

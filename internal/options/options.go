@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"raimon/internal/resolve"
 )
 
 // Side says for which of the two binaries an option string is meant.
@@ -80,8 +82,9 @@ type Options struct {
 	Pool  int           // client: connections kept ready
 	Wait  time.Duration // client: for an edge that cannot be reached; zero: not at all
 
-	Proxy      string // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
-	ProxyAuth  string // client: user:password, or "file:" or "command:" as in Token; empty: what Proxy has
+	Proxy      string          // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
+	ProxyAuth  string          // client: user:password, or "file:" or "command:" as in Token; empty: what Proxy has
+	Resolver   *resolve.Server // client: nil: the system's
 	FastOpen   bool
 	Fwmark     uint32 // zero: none
 	AndroidVPN bool

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 	"unicode"
+
+	"raimon/internal/resolve"
 )
 
 var (
@@ -66,6 +68,12 @@ var parseTests = []struct {
 	{Client, "ws;host=example.com;path=/ws;token=a-b_c~.+/==", func(o *Options) { ws(o); o.Token = "a-b_c~.+/==" }, nil},
 	{Client, "ws;host=example.com;path=/ws;token=file:/a b", func(o *Options) { ws(o); o.Token = "file:/a b" }, nil},
 	{Client, `ws;host=example.com;path=/ws;token=command:"/a b" c`, func(o *Options) { ws(o); o.Token = `command:"/a b" c` }, nil},
+
+	{Client, "dns=[2620:fe::fe]:53", func(o *Options) { o.Resolver = nameServer("[2620:fe::fe]:53") }, nil},
+	{Client, "dns=https://dns.quad9.net/dns-query?a=b;fastOpen", func(o *Options) {
+		o.Resolver, o.FastOpen = nameServer("https://dns.quad9.net/dns-query?a=b"), true
+	}, nil},
+	{Client, "dns=", nil, nil},
 
 	// what is ignored
 	{Server, "token=x", nil, []string{`"token" has no effect in raimons: it is for raimonc`}},
@@ -163,6 +171,14 @@ var parseTests = []struct {
 		o.FastOpen, o.Fwmark, o.LogLevel = true, 1<<32-1, "none"
 	}, nil},
 	{Server, "__android_vpn", nil, []string{`"__android_vpn" has no effect in raimons: it is for raimonc`}},
+}
+
+func nameServer(text string) *resolve.Server {
+	s, err := resolve.Parse(text)
+	if err != nil {
+		panic(err)
+	}
+	return s
 }
 
 func ws(o *Options)         { o.WS, o.Host, o.Path = true, "example.com", "/ws" }
@@ -322,6 +338,8 @@ var errorTests = []struct {
 	// network, limits, v2ray-plugin
 	{Client, "proxy=127.0.0.1:1080", "proxy", "not a URL", "socks5://127.0.0.1:1080"},
 	{Client, "proxy=localhost:1080", "proxy", "not a URL", "socks5://127.0.0.1:1080"},
+	{Client, "dns=dns.quad9.net", "dns", "not an IP address", "dns=9.9.9.9"},
+	{Client, "dns=quic://9.9.9.9", "dns", "no such way", "dns=tls://9.9.9.9"},
 	{Client, "proxy=socks4://a", "proxy", "no such kind", "socks5"},
 	{Client, "proxy=http://", "proxy", "not a URL with a host", "socks5"},
 	{Client, "proxy=http://a:0", "proxy", "65535", "socks5"},
@@ -533,8 +551,11 @@ func TestHelp(t *testing.T) {
 		}
 		for _, row := range table {
 			shown := strings.Contains(b.String(), "\n  "+row.usage())
-			if want := lookup(side, row.key) != nil; shown != want {
-				t.Errorf("%v: %s shown: %v, want %v", side, row.key, shown, want)
+			want := slices.ContainsFunc(table, func(other option) bool {
+				return other.sides&only(side) != 0 && other.usage() == row.usage()
+			})
+			if shown != want {
+				t.Errorf("%v: %s shown: %v, want %v", side, row.usage(), shown, want)
 			}
 		}
 	}

@@ -277,6 +277,12 @@ var table = []option{
 			"anew for each connection",
 		set: func(o *Options, v string) error { return setProxyAuth(&o.ProxyAuth, v) },
 	},
+	{
+		key: "dns", arg: "<server>", sides: client, group: "Network", optional: true,
+		help: "ask this name server instead of the system's: 9.9.9.9, tcp://9.9.9.9, tls://9.9.9.9 or https://9.9.9.9/dns-query; " +
+			"it is asked directly, and with a proxy only for the proxy's own name",
+		set: func(o *Options, v string) error { return setResolver(&o.Resolver, v) },
+	},
 
 	{
 		key: "fastOpen", sides: both, group: "Network",

@@ -17,6 +17,8 @@ import (
 	"unicode"
 
 	"golang.org/x/net/http/httpguts"
+
+	"raimon/internal/resolve"
 )
 
 // problem is what is wrong with a value. The value itself is not in it: it may be a secret.
@@ -169,6 +171,15 @@ func setProxy(field *string, v string) error {
 		return problem("something follows the host and port", hint)
 	}
 	*field = v
+	return nil
+}
+
+func setResolver(field **resolve.Server, v string) error {
+	server, err := resolve.Parse(v)
+	if err != nil {
+		return problem(err.Error(), "write dns=9.9.9.9, or dns=tcp://9.9.9.9, dns=tls://9.9.9.9, dns=https://9.9.9.9/dns-query")
+	}
+	*field = server
 	return nil
 }
 

@@ -1,6 +1,6 @@
 //go:build unix
 
-package control
+package sockets
 
 import (
 	"io/fs"
@@ -16,4 +16,10 @@ func private(root *os.Root, name string, info fs.FileInfo, mode fs.FileMode) err
 		return nil
 	}
 	return root.Chmod(name, mode)
+}
+
+// ours tells whether what info describes is this user's. The superuser may use the folders of all.
+func ours(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return os.Geteuid() == 0 || ok && int(stat.Uid) == os.Geteuid()
 }
