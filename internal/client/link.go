@@ -90,7 +90,6 @@ type visitKey struct{}
 func (l *link) networkChanged() {
 	l.Dialer.Forget()
 	l.knocker.Forget()
-	l.Dialer.Forget()
 	l.pool.drop()
 	l.outage.retry()
 }

@@ -91,7 +91,7 @@ func (o *outage) over() error {
 	return tunnel.Told{Err: o.cause}
 }
 
-// try makes an attempt, which ends when the network changes, and notes how it went.
+// try makes an attempt, which ends with errNetworkChanged when the network changes, and notes how it went.
 func (o *outage) try(ctx context.Context, attempt func(context.Context) error) error {
 	o.mu.Lock()
 	if o.network == nil {
@@ -106,6 +106,9 @@ func (o *outage) try(ctx context.Context, attempt func(context.Context) error) e
 	err := attempt(ctx)
 	if err != nil && ctx.Err() != nil {
 		o.giveUp() // the time limit of an attempt is the attempt's own
+		if context.Cause(ctx) == errNetworkChanged {
+			return errNetworkChanged
+		}
 		return err
 	}
 	o.tell(began, err)

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"raimon/internal/tunneltest"
 	"raimon/tunnel"
 )
 
@@ -340,4 +341,29 @@ func TestOneLineForMany(t *testing.T) {
 			t.Error("in an outage it is not told")
 		}
 	})
+}
+
+// The pool does not pause for what has failed only because the network has changed.
+func TestNetworkChangeFillsPool(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, ws(), tunneltest.Echo(t))
+	g := newGate(t, e.address)
+	e.stop()
+	_, l := startClient(t, &Tunnel{Remote: g.address, Dialer: new(tunnel.Dialer), Transport: ws(), Pool: 1, Wait: patience})
+	eventually(t, "the pool pauses", func() bool {
+		l.pool.mu.Lock()
+		defer l.pool.mu.Unlock()
+		return !l.pool.pause.IsZero()
+	})
+	e.start()
+	release, _ := g.hold(fromEdge)
+	l.networkChanged()
+	eventually(t, "it tries again", func() bool {
+		l.outage.mu.Lock()
+		defer l.outage.mu.Unlock()
+		return l.outage.network != nil
+	})
+	l.networkChanged()
+	release()
+	full(t, l)
 }
