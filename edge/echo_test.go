@@ -19,8 +19,11 @@ func TestEcho(t *testing.T) {
 		if err := errors.Join(tunnel.Echo(first), tunnel.AwaitOpen(first)); err != nil {
 			t.Fatal(err)
 		}
-		if got := s.server.Tunnels(); len(got) != 1 || got[0].Target != tunnel.TargetEcho || got[0].Route != path {
-			t.Errorf("%s: open are %v", path, got)
+		if !s.eventually(func() bool {
+			got := s.server.Tunnels()
+			return len(got) == 1 && got[0].Target == tunnel.TargetEcho && got[0].Route == path
+		}) {
+			t.Errorf("%s: open are %v", path, s.server.Tunnels())
 		}
 		if err := errors.Join(tunnel.Echo(second), tunnel.AwaitOpen(second)); tunnel.Reason(err) != tunnel.ReasonBusy {
 			t.Errorf("%s: got %v, want busy", path, err)
@@ -38,6 +41,8 @@ func TestEcho(t *testing.T) {
 		}) {
 			t.Errorf("%s: its place is not given back", path)
 		}
-		s.eventually(func() bool { return len(s.server.Tunnels()) == 0 })
+		if !s.eventually(func() bool { return len(s.server.Tunnels()) == 0 }) {
+			t.Errorf("%s: still open are %v", path, s.server.Tunnels())
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package doctor_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -387,4 +388,38 @@ func raimonsLike(t *testing.T) string {
 	}()
 	t.Cleanup(func() { stop(); <-ended })
 	return l.Addr().String()
+}
+
+// Through a proxy all is as without, but that it is the proxy that is looked for. Its password is nobody's business.
+func TestThroughProxy(t *testing.T) {
+	tunneltest.NoLeaks(t)
+	edge := raimonsLike(t)
+	proxy := tunneltest.Serve(t, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		asked, err := http.ReadRequest(r)
+		if err != nil {
+			return // looked whether somebody is here
+		}
+		to, err := net.Dial("tcp", asked.Host)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		tunnel.Relay(t.Context(), c, to.(*net.TCPConn), time.Minute)
+		to.Close()
+	})
+	d := patient(t, edge)
+	d.Tunnel.Transport = tunnel.Transport{&tunnel.WebSocket{Host: "localhost", Path: "/ws"}}
+	d.Options.Proxy = "http://jo:s3cr3t@" + proxy
+	var err error
+	if d.Tunnel.Dialer.Proxy, err = tunnel.ProxyFromOption(d.Options.Proxy, d.Getenv); err != nil {
+		t.Fatal(err)
+	}
+	text, healthy := examine(t, t.Context(), d)
+	wants(t, text, `^ok       proxy       http://`+proxy+`, from option proxy$`, `^ok       tcp         `+proxy+` `,
+		`^ok       connect     a connection to `+edge+` \(`, `^ok       clock `, `^ok       echo        64 bytes`, `^ok       target      the edge has reached it`)
+	if !healthy || strings.Contains(text, "s3cr3t") {
+		t.Errorf("healthy: %v\n%s", healthy, text)
+	}
 }
