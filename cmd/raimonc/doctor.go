@@ -39,8 +39,9 @@ that need what has failed are left out.
     target       whether the edge reaches it, and what it says by itself
     programs     how long they wait, with a new connection and with one from the pool
 
-It makes three connections to the edge, one after the other, and connects to the target once
-or twice without saying anything. A step takes timeout= (10 s) at most.
+It makes three connections to the edge, one after the other, and one more to each address. The
+target sees one of them (in tls two, in tcp all), on which nothing is said. A step takes
+timeout= (10 s) at most.
 
 Flags:
   -json                      print an array with one object for each tunnel
