@@ -48,6 +48,9 @@ type Forwarder struct {
 	Hint func(error) string
 	// Reason says in one word, for the log, why a connection that Accept has refused became no tunnel. Nil: EndReason does.
 	Reason func(info *Info, err error) string
+	// Quiet tells, once for each tunnel that has failed, whether that is worth no more than a line for debugging, because the
+	// log knows of it already. Nil: none is.
+	Quiet func(error) bool
 	// Log takes one line for each connection. Nil discards them.
 	Log *slog.Logger
 	// Level is the level of the line about a tunnel that went well; zero is slog.LevelInfo.
@@ -361,6 +364,8 @@ func (s *Session) verdict(err error) (slog.Level, string) {
 		return slog.LevelDebug, noTunnel
 	case IsReset(err) && !isUnreached(err):
 		return s.f.Level, tunnelReset // programs do that all the time
+	case s.f.Quiet != nil && s.f.Quiet(err):
+		return slog.LevelDebug, tunnelFailed
 	}
 	return slog.LevelWarn, tunnelFailed
 }

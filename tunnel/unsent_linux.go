@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,15 +54,21 @@ func (s *socket) holdsBack() bool {
 	return info != nil && info.State != tcpClosed && info.Unacked == 0 && info.Probes == 0 && s.unsent() > 0
 }
 
-func (s *socket) health() Health {
-	info := s.tcpInfo()
-	if info == nil {
-		return Health{}
-	}
-	return Health{
-		Unacknowledged: s.unsent(),
-		LastAck:        time.Now().Add(-time.Duration(info.Last_ack_recv) * time.Millisecond),
-		Retransmitted:  info.Total_retrans,
-		RoundTrip:      time.Duration(info.Rtt) * time.Microsecond,
-	}
+func healthOf(raw syscall.RawConn) (h Health) {
+	raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil || info.State == tcpClosed {
+			return
+		}
+		h = Health{
+			Known:         true,
+			InFlight:      info.Unacked,
+			Timeouts:      uint32(info.Retransmits),
+			Probes:        uint32(info.Probes),
+			Answers:       uint64(info.Delivered) + info.Bytes_acked + info.Bytes_received + uint64(info.Segs_in-info.Data_segs_in),
+			Retransmitted: info.Total_retrans,
+			RoundTrip:     time.Duration(info.Rtt) * time.Microsecond,
+		}
+	})
+	return h
 }

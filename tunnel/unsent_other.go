@@ -2,7 +2,10 @@
 
 package tunnel
 
-import "time"
+import (
+	"syscall"
+	"time"
+)
 
 // unsent is not told by this system; its kernel is trusted to deliver after Close.
 func (s *socket) unsent() int { return 0 }
@@ -13,4 +16,4 @@ func (s *socket) lastAck() time.Time { return time.Time{} }
 
 func (s *socket) holdsBack() bool { return false }
 
-func (s *socket) health() Health { return Health{} }
+func healthOf(syscall.RawConn) Health { return Health{} }

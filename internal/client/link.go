@@ -20,6 +20,7 @@ type link struct {
 	pool      pool
 	stats     stats
 	proof     proof
+	silence   silence
 	knocker   *tunnel.Dialer // of attempts that only look whether the edge can be reached
 
 	mu   sync.Mutex
@@ -34,7 +35,7 @@ func newLink(c *Client, t *Tunnel) *link {
 	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
 		Accept: t.Accept, Open: l.open, Opened: l.stats.opened,
-		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Log: l.log(), Level: slog.LevelDebug,
+		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Quiet: l.isTold, Log: l.log(), Level: slog.LevelDebug,
 	}
 	if c.Quiet {
 		l.forwarder.Log = nil
@@ -89,7 +90,6 @@ type visitKey struct{}
 func (l *link) networkChanged() {
 	l.Dialer.Forget()
 	l.knocker.Forget()
-	l.Dialer.Forget()
 	l.pool.drop()
 	l.outage.retry()
 }
@@ -106,7 +106,6 @@ func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, targe
 			limit = max(time.Until(deadline), lastAttempt)
 		}
 		r, err := l.attempt(ctx, limit, wait, target)
-		l.outage.tell(ctx, err)
 		if err == nil {
 			return r, nil
 		}
@@ -120,7 +119,15 @@ func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, targe
 const lastAttempt = time.Second
 
 // attempt tries once to make a connection to the edge, for limit or Timeout, whichever is shorter.
-func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
+func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, target string) (r *ready, err error) {
+	err = l.outage.try(ctx, func(ctx context.Context) (err error) {
+		r, err = l.dial(ctx, limit, wait, target)
+		return err
+	})
+	return r, err
+}
+
+func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, min(limit, l.timeout()), tunnel.ErrTimeout)
 	defer cancel()
 	bare, err := l.Dialer.Dial(ctx, l.Remote)

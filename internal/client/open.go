@@ -33,9 +33,11 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 			}
 		}
 		l.client.guard.leave(visit.watched)
-		visit.watched = l.client.guard.watch(l, r.conn, visit.cut)
+		// Until the target is there another connection can take the place of one that is dead.
+		visit.watched = l.client.guard.watch(l, r.conn, func(error) { r.conn.SetDeadline(past) })
 		err := l.begin(ctx, r, said, info.Target)
 		if err == nil {
+			l.client.guard.entrust(visit.watched, visit.cut)
 			info.Sent = int64(len(said.text))
 			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
 				info.Attrs = append(info.Attrs, "proxy", proxy)

@@ -37,10 +37,17 @@ type outage struct {
 	next    time.Time     // when the next attempt may begin
 	changed chan struct{} // closed when any of this has changed; nil: nobody waits
 	failed  int           // attempts
+	reached time.Time     // when an attempt last went well
+
+	network context.Context    // ends when the network changes, and what is tried over the old one with it; nil: not used yet
+	leave   context.CancelFunc // ends network
 }
 
-// turn returns nil when an attempt may begin. It fails when ctx ends, or when deadline passes without the edge
-// having come back.
+// errNetworkChanged ends an attempt over a network that is no more: the system would try for seconds.
+var errNetworkChanged = errors.New("the network has changed")
+
+// turn returns nil when an attempt may begin; at once where the deadline has passed already. It fails when ctx ends,
+// or when deadline passes without the edge having come back.
 func (o *outage) turn(ctx context.Context, deadline time.Time) error {
 	for {
 		o.mu.Lock()
@@ -84,25 +91,54 @@ func (o *outage) over() error {
 	return tunnel.Told{Err: o.cause}
 }
 
-// tell notes how an attempt went.
-func (o *outage) tell(ctx context.Context, err error) {
-	if err != nil && ctx.Err() != nil {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		o.trying = false
-		o.broadcast()
-		return
+// try makes an attempt, which ends with errNetworkChanged when the network changes, and notes how it went.
+func (o *outage) try(ctx context.Context, attempt func(context.Context) error) error {
+	o.mu.Lock()
+	if o.network == nil {
+		o.network, o.leave = context.WithCancel(context.Background())
 	}
+	network := o.network
+	o.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(network, func() { cancel(errNetworkChanged) })()
+	began := time.Now()
+	err := attempt(ctx)
+	if err != nil && ctx.Err() != nil {
+		o.giveUp() // the time limit of an attempt is the attempt's own
+		if context.Cause(ctx) == errNetworkChanged {
+			return errNetworkChanged
+		}
+		return err
+	}
+	o.tell(began, err)
+	return err
+}
+
+// giveUp notes the end of an attempt that says nothing of the edge.
+func (o *outage) giveUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.trying = false
+	o.broadcast()
+}
+
+// tell notes how an attempt went that began then.
+func (o *outage) tell(began time.Time, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	defer o.broadcast()
 	o.trying = false
 	log := o.link.log()
 	switch {
-	case err == nil && !o.since.IsZero():
-		log.Info("the edge is reached again", "remote", o.link.Remote, "after", time.Since(o.since).Round(100*time.Millisecond).String(), "attempts", o.failed+1)
-		o.since, o.cause, o.final, o.pause, o.failed = time.Time{}, nil, false, 0, 0
 	case err == nil:
+		if !o.since.IsZero() {
+			log.Info("the edge is reached again", "remote", o.link.Remote, "after", time.Since(o.since).Round(100*time.Millisecond).String(), "attempts", o.failed+1)
+		}
+		o.since, o.cause, o.final, o.pause, o.next, o.failed = time.Time{}, nil, false, 0, time.Time{}, 0
+		o.reached = time.Now()
+	case began.Before(o.reached) && !isFinal(err):
+		log.Debug("an attempt from before the edge was reached has failed", "remote", o.link.Remote, "error", err)
 	case o.since.IsZero() || isFinal(err) && !o.final:
 		trying := slog.Attr{}
 		if o.link.Wait > 0 && !isFinal(err) {
@@ -119,18 +155,25 @@ func (o *outage) tell(ctx context.Context, err error) {
 	}
 }
 
-// failure sets the pause after an attempt. The caller holds mu.
+// failure sets the pause after an attempt. Several that fail together, because they began before anybody knew, count
+// as one. The caller holds mu.
 func (o *outage) failure(err error) {
 	o.failed++
 	o.cause, o.final = err, isFinal(err)
-	o.pause = min(max(2*o.pause, firstPause), longestPause)
-	o.next = time.Now().Add(o.pause/2 + rand.N(o.pause))
+	if now := time.Now(); !now.Before(o.next) {
+		o.pause = min(max(2*o.pause, firstPause), longestPause)
+		o.next = now.Add(o.pause/2 + rand.N(o.pause))
+	}
 }
 
-// retry lets an attempt begin at once, because something has changed.
+// retry lets an attempt begin at once, because the network has changed. Those that are under way are over.
 func (o *outage) retry() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.leave != nil {
+		o.leave()
+		o.network, o.leave = nil, nil
+	}
 	o.pause, o.next = 0, time.Time{}
 	o.broadcast()
 }

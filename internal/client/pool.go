@@ -144,7 +144,7 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// fill makes some of the missing connections and tells whether it could.
+// fill makes some of the missing connections and tells whether that is worth another try.
 func (p *pool) fill(ctx context.Context, missing int, reached bool) bool {
 	if !reached {
 		missing = 1
@@ -163,9 +163,8 @@ func (p *pool) fill(ctx context.Context, missing int, reached bool) bool {
 
 func (p *pool) add(ctx context.Context) bool {
 	r, err := p.link.attempt(ctx, p.link.timeout(), true, "")
-	p.link.outage.tell(ctx, err)
 	if err != nil {
-		return false
+		return err == errNetworkChanged
 	}
 	r.keep(p)
 	p.mu.Lock()

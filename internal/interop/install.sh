@@ -14,6 +14,8 @@ install_debian \
     curl:curl \
     sshd:openssh-server \
     ss:iproute2 \
+    nft:nftables \
+    conntrack:conntrack \
     nc:netcat-openbsd \
     chromium:chromium \
     certutil:libnss3-tools \
