@@ -464,7 +464,7 @@ func dial(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
 	if v.route != nil {
 		proxy = v.route.Proxy
 	}
-	if proxy == 0 {
+	if proxy == 0 || info.Target == tunnel.TargetEcho {
 		return c, nil
 	}
 	if err := v.writeProxyHeader(ctx, c, proxy); err != nil {
@@ -493,6 +493,8 @@ func (v *visit) reach(ctx context.Context) (tunnel.Conn, error) {
 		v.open = open
 	}
 	switch {
+	case v.info.Target == tunnel.TargetEcho:
+		return tunnel.NewEcho(), nil
 	case v.info.Target != "":
 		return dialChosen(ctx, config, v.route.Targets, v.info.Target)
 	case v.route.Target == "":

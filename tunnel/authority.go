@@ -49,16 +49,16 @@ func nameAuthority(err error, config *tls.Config) error {
 	}
 	leaf := failed.UnverifiedCertificates[0]
 	return &AuthorityError{
-		Issuer:     issuerName(leaf),
+		Issuer:     IssuerName(leaf),
 		SelfSigned: bytes.Equal(leaf.RawIssuer, leaf.RawSubject),
-		Pin:        keyPin(leaf),
+		Pin:        PinOf(leaf),
 		GivenRoots: config.RootCAs != nil,
 		err:        err,
 	}
 }
 
-// issuerName is the common name of the issuer, with its organization.
-func issuerName(leaf *x509.Certificate) string {
+// IssuerName is the common name of the issuer, with its organization.
+func IssuerName(leaf *x509.Certificate) string {
 	name, organization := brief(leaf.Issuer.CommonName, 80), brief(strings.Join(leaf.Issuer.Organization, ", "), 80)
 	switch {
 	case name == "" && organization == "":
@@ -69,8 +69,8 @@ func issuerName(leaf *x509.Certificate) string {
 	return fmt.Sprintf("%q (%s)", name, organization)
 }
 
-// keyPin is the pin of a certificate's key (RFC 7469, section 2.4), in base64.
-func keyPin(c *x509.Certificate) string {
+// PinOf is the pin of a certificate's key (RFC 7469, section 2.4), in base64.
+func PinOf(c *x509.Certificate) string {
 	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	return base64.StdEncoding.EncodeToString(sum[:])
 }

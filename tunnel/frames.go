@@ -104,6 +104,21 @@ func newFrames(c Conn, client bool, w *WebSocket, peer peerKind, pending []byte)
 	return f
 }
 
+// PeerName is which program the edge behind c is, as far as the handshake of WebSocket.Client has told: raimon or kaminari. Empty:
+// another one, or whatever stands behind a proxy that rewrites heads.
+func PeerName(c Conn) string {
+	f, ok := c.(*frames)
+	switch {
+	case !ok || !f.client:
+		return ""
+	case f.peer == peerRaimon:
+		return "raimon"
+	case f.peer == peerHalfCloses:
+		return "kaminari"
+	}
+	return ""
+}
+
 func (f *frames) below() Conn { return f.Conn }
 
 // Close closes the connection at once. Where nobody is writing it ends our direction first, as the

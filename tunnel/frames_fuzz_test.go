@@ -284,7 +284,7 @@ func oracleWord(raw []byte, client bool) (word string, rest []byte, end verdict)
 
 // FuzzWord compares the reader of a first message with gobwas's, and what is read behind it.
 func FuzzWord(f *testing.F) {
-	for _, word := range []string{"", "dial", "open", "dial db.example.com:5432", strings.Repeat("x", 125), strings.Repeat("x", 126), strings.Repeat("x", 300), strings.Repeat("x", 301)} {
+	for _, word := range []string{"", "dial", "open", "echo", "dial db.example.com:5432", strings.Repeat("x", 125), strings.Repeat("x", 126), strings.Repeat("x", 300), strings.Repeat("x", 301)} {
 		for _, form := range []func(ws.Frame) ws.Frame{ws.MaskFrame, func(f ws.Frame) ws.Frame { return f }} {
 			raw := ws.MustCompileFrame(form(ws.NewPingFrame([]byte("?"))))
 			raw = append(raw, ws.MustCompileFrame(form(ws.NewTextFrame([]byte(word))))...)

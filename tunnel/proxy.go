@@ -42,21 +42,14 @@ func ProxyFromOption(option string, getenv func(string) string) (func(address st
 }
 
 func proxyFromEnvironment(getenv func(string) string) (func(address string) (*url.URL, error), error) {
-	var via *url.URL
-	for _, name := range []string{"https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"} {
-		value := getenv(name)
-		if value == "" {
-			continue
-		}
-		// httpproxy would take what it cannot parse as "no proxy" and dial past it.
-		var err error
-		if via, err = parseProxy(value); err != nil {
-			return nil, fmt.Errorf("environment variable %s: %w", name, err)
-		}
-		break
-	}
-	if via == nil {
+	name := ProxyVariable(getenv)
+	if name == "" {
 		return func(string) (*url.URL, error) { return nil, nil }, nil
+	}
+	// httpproxy would take what it cannot parse as "no proxy" and dial past it.
+	via, err := parseProxy(getenv(name))
+	if err != nil {
+		return nil, fmt.Errorf("environment variable %s: %w", name, err)
 	}
 	choose := (&httpproxy.Config{
 		HTTPSProxy: via.String(),
@@ -68,6 +61,16 @@ func proxyFromEnvironment(getenv func(string) string) (func(address string) (*ur
 		}
 		return choose(&url.URL{Scheme: "https", Host: strings.ToLower(address)})
 	}, nil
+}
+
+// ProxyVariable is the variable of the environment that names the proxy; empty: none does.
+func ProxyVariable(getenv func(string) string) string {
+	for _, name := range []string{"https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"} {
+		if getenv(name) != "" {
+			return name
+		}
+	}
+	return ""
 }
 
 // parseProxy leaves out what url.Parse says, which quotes pieces of the URL and so of the password.

@@ -9,5 +9,6 @@ import (
 
 // IsReset tells whether err is a connection reset by the peer.
 func IsReset(err error) bool {
-	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	// Who ends a direction of a connection that has been reset is told that there is no connection.
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ENOTCONN)
 }

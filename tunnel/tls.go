@@ -119,7 +119,7 @@ func VerifyPins(pins [][]byte) func(tls.ConnectionState) error {
 				return nil
 			}
 		}
-		return &PinError{Got: base64.StdEncoding.EncodeToString(sum[:]), Issuer: issuerName(state.PeerCertificates[0])}
+		return &PinError{Got: base64.StdEncoding.EncodeToString(sum[:]), Issuer: IssuerName(state.PeerCertificates[0])}
 	}
 }
 

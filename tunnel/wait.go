@@ -24,6 +24,7 @@ const (
 	maxTarget = 290
 
 	wordDial = "dial"
+	wordEcho = "echo"
 	wordOpen = "open"
 )
 
@@ -57,26 +58,33 @@ func Take(c Conn, target string) error {
 	}
 	f, ok := c.(*frames)
 	switch {
+	case ok && f.client && f.wait && target != "":
+		return f.take(wordDial + " " + target)
 	case ok && f.client && f.wait:
-		return f.take(target)
+		return f.take(wordDial)
 	case target != "":
 		return errTargetsNotAgreed
 	}
 	return nil
 }
 
-func (f *frames) take(target string) error {
-	word := wordDial
-	if target != "" {
-		word += " " + target
+// Echo is Take with an edge that sends back what it gets in place of a target: at most 64 MiB, for 30 seconds. Edges that do not
+// wait know no echo, and of those that do an older one hangs up with Close 1002.
+func Echo(c Conn) error {
+	if !Waiting(c) {
+		return errors.New("echo: the edge does not wait for what its client wants")
 	}
+	return c.(*frames).take(wordEcho)
+}
+
+func (f *frames) take(word string) error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
 	if err := f.writable(); err != nil {
 		return fmt.Errorf("take: %w", err)
 	}
 	if f.taken.Swap(true) {
-		return errors.New("take: the edge has been told to dial already")
+		return errors.New("take: the edge has been told what to do already")
 	}
 	if err := f.writeSmall(ws.OpText, []byte(word)); err != nil {
 		return fmt.Errorf("take: %w", err)
@@ -146,7 +154,7 @@ func begin(ctx context.Context, c Conn) error {
 	})
 }
 
-// awaitDial waits until the client tells the edge to dial; target is what it has chosen, if anything. It is over when any of ends is.
+// awaitDial waits until the client tells the edge to dial; target is what it has chosen, if anything, or TargetEcho. It is over when any of ends is.
 // What it waits with is little: no buffer, and the stack of a goroutine that has done nothing else.
 func (f *frames) awaitDial(ends ...context.Context) (target string, err error) {
 	f.Conn.SetReadDeadline(time.Now().Add(maxWait))
@@ -173,6 +181,9 @@ func (f *frames) awaitDial(ends ...context.Context) (target string, err error) {
 		return "", fmt.Errorf("%w: %w", ErrNotTaken, err)
 	}
 	f.Conn.SetReadDeadline(time.Time{})
+	if word == wordEcho {
+		return TargetEcho, nil
+	}
 	verb, target, chosen := strings.Cut(word, " ")
 	if verb != wordDial || chosen && !IsTarget(target) {
 		f.violation(fmt.Errorf("%.20q in place of %q", word, wordDial))

@@ -407,6 +407,7 @@ func TestWrongFirstMessages(t *testing.T) {
 		"no target":         {text("dial ")},
 		"a name alone":      {text("dial db")},
 		"two blanks":        {text("dial  db:1")},
+		"echo of something": {text("echo db:1")},
 		"a line":            {text("dial db:1\r\n")},
 		"a unix socket":     {text("dial unix:/run/x")},
 		"port 0":            {text("dial db:0")},

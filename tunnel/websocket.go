@@ -77,8 +77,8 @@ type WebSocket struct {
 	// Target is where the client wants to go, host:port; empty is the edge's own target. AwaitOpen tells whether the edge has agreed.
 	// With Wait it is what Take means by an empty target.
 	Target string
-	// Targets lets the clients of an edge choose their target: its Forwarder.Dial goes to Info.Target, if it may. Otherwise who
-	// chooses one gets none.
+	// Targets lets the clients of an edge choose their target: its Forwarder.Dial goes to Info.Target, if it may, or is
+	// NewEcho where that is TargetEcho. Otherwise who chooses one gets none.
 	Targets bool
 	// Mask is how the client masks.
 	Mask Mask

@@ -12,6 +12,7 @@ import (
 	"raimon/internal/autostart"
 	"raimon/internal/client"
 	"raimon/internal/command"
+	"raimon/internal/service"
 )
 
 const checkHelp = `raimonc check says whether raimonc would start with a config file, and why not.
@@ -84,6 +85,10 @@ func (f *follower) run(ctx context.Context) error {
 	defer stop()
 	running.Go(func() { f.reloadOnSignal(background) })
 	running.Go(func() { f.answerCommands(background) })
+	if err := service.Ready(""); err != nil {
+		f.job.Log.Warn("the service manager was not told", "error", err)
+	}
+	defer context.AfterFunc(ctx, func() { service.Stopping() })()
 	return f.client.Run(ctx)
 }
 

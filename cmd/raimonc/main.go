@@ -18,6 +18,7 @@ const help = `raimonc carries TCP connections to raimons, through places where o
     raimonc stdio <remote> [options]        forward standard input and output, for ssh's ProxyCommand
     raimonc -config <file>                  any number of tunnels, as a file names them
     raimonc check <file>                    say whether such a file is fine
+    raimonc doctor <remote> [options]       look at everything between here and the target
     raimonc status                          how the tunnels of running clients do
     raimonc reload                          make running clients take their files up anew
     raimonc service install -config <file>  start a client with every login
@@ -46,7 +47,7 @@ Exit status: 0 after a clean end, 1 when something fails, 23 when the options ar
 
 func main() {
 	os.Exit(command.Main(&command.Program{Side: options.Client, Help: help, Words: []string{"stdio"},
-		Commands: []command.Command{checkCommand, statusCommand, reloadCommand, serviceCommand}, Run: run, RunConfig: runConfig}))
+		Commands: []command.Command{checkCommand, doctorCommand, statusCommand, reloadCommand, serviceCommand}, Run: run, RunConfig: runConfig}))
 }
 
 func run(ctx context.Context, job *command.Job) error {

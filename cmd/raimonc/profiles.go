@@ -303,19 +303,29 @@ var optionInError = regexp.MustCompile(`^option "([^"]+)": `)
 func (all *profiles) build(ctx context.Context, job *command.Job) ([]*client.Tunnel, error) {
 	var tunnels []*client.Tunnel
 	for _, p := range all.tunnels {
-		own := *job
-		own.Listen, own.Remote, own.Options, own.Log = p.listen, p.remote, p.options, job.Log.With("tunnel", p.name)
-		t, err := newTunnel(p.name, &own)
+		t, err := newTunnel(p.name, p.job(job))
 		if err != nil {
-			key, problem := "", err.Error()
-			if m := optionInError.FindStringSubmatch(problem); m != nil {
-				key, problem = "."+m[1], m[1]+problem[len(m[0])-2:]
-			}
-			return nil, all.file.Wrong(p.name+key, problem, inFile(command.Hint(err)))
+			return nil, all.aboutBuild(p, err)
 		}
 		tunnels = append(tunnels, t)
 	}
 	return tunnels, nil
+}
+
+// job is what p asks for, as a part of whole.
+func (p *profile) job(whole *command.Job) *command.Job {
+	own := *whole
+	own.Listen, own.Remote, own.Options, own.Log = p.listen, p.remote, p.options, whole.Log.With("tunnel", p.name)
+	return &own
+}
+
+// aboutBuild puts the mistake that newTunnel has found where it stands in the file.
+func (all *profiles) aboutBuild(p *profile, err error) error {
+	key, problem := "", err.Error()
+	if m := optionInError.FindStringSubmatch(problem); m != nil {
+		key, problem = "."+m[1], m[1]+problem[len(m[0])-2:]
+	}
+	return all.file.Wrong(p.name+key, problem, inFile(command.Hint(err)))
 }
 
 // aboutListener puts the mistake of a listen address where it stands in the file.

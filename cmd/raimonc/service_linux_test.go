@@ -62,8 +62,9 @@ refused raimonc service status -config tunnels.toml
 cp tunnels.toml good
 echo 'x = 1' >> tunnels.toml
 refused raimonc service install -config tunnels.toml
-raimonc service start -config tunnels.toml || true
-within property ActiveState failed
+refused raimonc service start -config tunnels.toml
+grep 'hint: journalctl --user -u raimonc-tunnels' out
+property ActiveState failed
 property ExecMainStatus 23
 property NRestarts 0
 

@@ -8,7 +8,7 @@ import (
 	"errors"
 )
 
-// Service is a program that is to be started. Nothing in it is a secret: others may read what is installed.
+// Service is a program that is to be started, and calls Run then. Nothing in it is a secret: others may read what is installed.
 type Service struct {
 	// Name is what the manager calls it: letters and digits of ASCII, '-', '_' and '.'.
 	Name string

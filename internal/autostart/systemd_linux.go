@@ -133,7 +133,8 @@ func (s *Service) unitFile() (string, error) {
 	return filepath.Join(dir, "systemd", "user", s.unitName()), err
 }
 
-// unit is the text of the unit.
+// unit is the text of the unit. The program has to say that it is ready (see package service), so that Start tells of a
+// file that is wrong, or of a port that is taken.
 //
 // It has nothing that implies NoNewPrivileges=: that would take the capabilities of the program's file away, with which
 // some listen below port 1024, and what programs that it runs may need.
@@ -144,7 +145,7 @@ func (s *Service) unit() string {
 	line("Description=%s", s.Description)
 	line("")
 	line("[Service]")
-	line("Type=exec")
+	line("Type=notify")
 	line("WorkingDirectory=%s", strings.ReplaceAll(s.Folder, "%", "%%"))
 	line("ExecStart=%s", s.commandLine(s.Arguments))
 	if s.Reload != nil {

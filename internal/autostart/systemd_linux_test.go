@@ -17,7 +17,7 @@ func TestUnit(t *testing.T) {
 Description=Tunnels of raimonc-x
 
 [Service]
-Type=exec
+Type=notify
 WorkingDirectory=/home/me/50%% of "it"
 ExecStart="/opt/a b/$1/100%%/raimonc" "-config" "/home/me/50%% of \"it\"/a\\b$$HOME.toml"
 ExecReload="/opt/a b/$1/100%%/raimonc" "reload"

@@ -25,6 +25,8 @@ const (
 	atOnce = 4
 	// poolPause is how long an edge that cannot be reached is left alone where nobody waits for it.
 	poolPause = 30 * time.Second
+	// youth is the age, of a connection that nobody has used, at which its end is no sign that the next will end at once.
+	youth = 5 * time.Second
 )
 
 // pool keeps connections to the edge that are ready to be used.
@@ -34,8 +36,10 @@ type pool struct {
 	kept sync.WaitGroup // goroutines that watch connections
 
 	mu    sync.Mutex
-	idle  []*ready  // the oldest first
-	pause time.Time // until when an edge that cannot be reached is left alone
+	idle  []*ready      // the oldest first
+	pause time.Time     // until when an edge that cannot be reached is left alone
+	rest  time.Duration // after a connection that has died young; it grows while they do
+	tired time.Time     // until when it lasts
 }
 
 func (p *pool) init(l *link) {
@@ -54,9 +58,19 @@ func (p *pool) take() *ready {
 		if r.isAlive(0) {
 			return r
 		}
-		r.conn.Close()
+		p.bury(r)
 	}
 	return nil
+}
+
+// bury closes a connection that is dead or too old. The next ones wait a while if it has died young: its edge may have
+// found no target, or its target may want no more of us, and would be asked again and again. The caller holds mu.
+func (p *pool) bury(r *ready) {
+	r.conn.Close()
+	if time.Since(r.born) < youth && !time.Now().Before(p.tired) {
+		p.rest = min(max(2*p.rest, firstPause), poolPause)
+		p.tired = time.Now().Add(p.rest)
+	}
 }
 
 // size is how many connections are ready.
@@ -73,7 +87,7 @@ func (p *pool) drop() {
 	for _, r := range p.idle {
 		r.conn.Close()
 	}
-	p.idle, p.pause = nil, time.Time{}
+	p.idle, p.pause, p.rest, p.tired = nil, time.Time{}, 0, time.Time{}
 	p.poke()
 }
 
@@ -119,11 +133,14 @@ func (p *pool) look(reached bool) (missing int, next time.Time) {
 		if r.isAlive(0) {
 			return false
 		}
-		r.conn.Close()
+		p.bury(r)
 		return true
 	})
 	missing, next = p.link.Pool, time.Now().Add(waitLife)
 	for _, r := range p.idle {
+		if time.Since(r.born) >= youth {
+			p.rest = 0
+		}
 		if r.isAlive(renewal) {
 			missing--
 			next = earlier(next, r.until.Add(-renewal))
@@ -133,6 +150,9 @@ func (p *pool) look(reached bool) (missing int, next time.Time) {
 	}
 	if !reached && time.Now().Before(p.pause) {
 		return 0, earlier(next, p.pause)
+	}
+	if time.Now().Before(p.tired) {
+		return 0, earlier(next, p.tired)
 	}
 	return missing, next
 }
@@ -180,16 +200,17 @@ func (p *pool) add(ctx context.Context) bool {
 // ready is a connection to the edge that can be used.
 type ready struct {
 	conn  tunnel.Conn
-	waits bool      // its edge dials the target only when told to
+	waits bool // its edge dials the target only when told to
+	born  time.Time
 	until time.Time // by the wall clock, which goes on while the machine sleeps
 
-	done  chan struct{} // closed when it has been heard of, or has died; nil: nobody watches
+	done  chan struct{} // closed when the edge has spoken, or it has died, or has said too much; nil: nobody watches
 	heard []byte        // what came before it was claimed
 	err   error
 }
 
 func newReady(conn tunnel.Conn) *ready {
-	r := &ready{conn: conn, waits: tunnel.Waiting(conn)}
+	r := &ready{conn: conn, waits: tunnel.Waiting(conn), born: time.Now()}
 	life := idleLife
 	if r.waits {
 		life = waitLife
@@ -208,10 +229,20 @@ func (r *ready) keep(p *pool) {
 			r.err = tunnel.AwaitOpen(r.conn)
 			return
 		}
-		b := make([]byte, 4<<10)
-		n, err := r.conn.Read(b)
-		r.heard, r.err = b[:n:n], err
+		r.hear()
 	})
+}
+
+// hear keeps what a server says before anybody asks it, which is a greeting, and goes on to hear whether it hangs up.
+func (r *ready) hear() {
+	b := make([]byte, 4<<10)
+	n := 0
+	for n < len(b) && r.err == nil {
+		var more int
+		more, r.err = r.conn.Read(b[n:])
+		n += more
+	}
+	r.heard = b[:n:n]
 }
 
 // isAlive tells whether r can be used for some time to come.

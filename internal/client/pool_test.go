@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -291,11 +292,31 @@ func TestPoolOfDialedTargets(t *testing.T) {
 	full(t, l)
 
 	all.Range(func(c, _ any) bool { c.(*net.TCPConn).Close(); return true })
+	closed := time.Now()
 
-	eventually(t, "the pool has connections that live", func() bool {
-		answer, err := exchange(t, address, "text")
-		return err == nil && answer == "220 hello\r\ntext"
+	eventually(t, "the pool gives up what it had", func() bool {
+		l.pool.mu.Lock()
+		defer l.pool.mu.Unlock()
+		return !slices.ContainsFunc(l.pool.idle, func(r *ready) bool { return r.born.Before(closed) })
 	})
+	for range 3 {
+		if answer, err := exchange(t, address, "text"); err != nil || answer != "220 hello\r\ntext" {
+			t.Errorf("after the server has hung up: got %q, %v", answer, err)
+		}
+	}
+}
+
+// A target that hangs up at once is not asked for connections without a pause.
+func TestPoolOfTargetThatHangsUp(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	target := tunneltest.Serve(t, func(*net.TCPConn) { asked.Add(1) })
+	begin := time.Now()
+	startClient(t, &Tunnel{Remote: newEdge(t, nil, target).address, Dialer: new(tunnel.Dialer), Pool: 1})
+	eventually(t, "it is asked four times", func() bool { return asked.Load() >= 4 })
+	if least := 7 * firstPause; time.Since(begin) < least {
+		t.Errorf("asked for %d connections within %v, want pauses of %v together", asked.Load(), time.Since(begin), least)
+	}
 }
 
 // An edge that dies between any two steps costs another try, not an error, and every byte arrives once.

@@ -56,7 +56,7 @@ type Job struct {
 	Argument  string   // of the Action; empty where it takes none
 	JSON      bool     // results are for programs
 	Listen    []string // addresses to accept connections on; none with a Word
-	Remote    string   // address to forward them to; none with a Command
+	Remote    string   // address to forward them to; with a Command only where its Action is about an Edge
 	Options   *options.Options
 	Plugin    bool   // started by shadowsocks
 	TakeOver  bool   // -take-over
@@ -65,8 +65,9 @@ type Job struct {
 	Log       *slog.Logger
 	Stdout    io.Writer // for results
 
-	remoteName string // what logs call Remote
-	level      *slog.LevelVar
+	remoteName  string // what logs call Remote
+	level       *slog.LevelVar
+	ownWarnings bool // whoever does the work tells of Options.Warnings
 }
 
 // SetLogLevel changes the level of Log to one of the words of loglevel=.
@@ -289,7 +290,7 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 		}
 	}
 	addresses := job.Listen
-	if job.Word == "" && job.Config == "" || slices.Contains(i.Words, job.Word) {
+	if job.Word == "" && job.Config == "" || slices.Contains(i.Words, job.Word) || job.Remote != "" {
 		addresses = append([]string{job.Remote}, addresses...)
 	}
 	for _, address := range addresses {
@@ -310,7 +311,9 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 	job.SetLogLevel(o.LogLevel)
 	job.Log = newLogger(i.stderr, flags.logFormat, job.level)
 	for _, warning := range o.Warnings {
-		job.Log.Warn(warning)
+		if !job.ownWarnings {
+			job.Log.Warn(warning)
+		}
 	}
 	i.job = job
 	return nil

@@ -25,7 +25,9 @@ type Command struct {
 type Action struct {
 	Word     string
 	Argument string // what has to follow, as messages call it; empty: nothing
+	Edge     bool   // the argument is the address or URL of an edge, for Job.Remote; with -config a name of the file, or nothing
 	JSON     bool   // -json is for it
+	Warnings bool   // it tells of Options.Warnings itself
 }
 
 // command returns nil if p has none of that name.
@@ -64,16 +66,22 @@ func (i *invocation) parseCommand(c *Command, flags flagValues, words []string) 
 // parseAction reads what an action is about, and options.
 func (i *invocation) parseAction(c *Command, action Action, flags flagValues, words []string) error {
 	called := i.Side.String() + " " + c.Name
-	job := &Job{Word: c.Name, Action: action.Word, JSON: flags.json, Config: flags.config}
+	job := &Job{Word: c.Name, Action: action.Word, JSON: flags.json, Config: flags.config, ownWarnings: action.Warnings}
 	if flags.json && !action.JSON {
 		return &ConfigError{fmt.Errorf("flag -json: %s prints one line for people", strings.TrimSpace(c.Name+" "+action.Word)), "its exit status says whether it went well"}
 	}
-	if action.Argument != "" {
-		// No name has these two in it: options stand where it should be.
-		if len(words) == 0 || strings.ContainsAny(words[0], ";=") {
-			return &ConfigError{fmt.Errorf("%s: the %s is missing", strings.TrimSpace(c.Name+" "+action.Word), action.Argument), called + " " + action.usage() + " [options]"}
-		}
+	byName := action.Edge && flags.config != ""
+	switch {
+	case byName && len(words) == 0, action.Argument == "":
+	case len(words) == 0 || isOptions(words[0]):
+		return &ConfigError{fmt.Errorf("%s: the %s is missing", strings.TrimSpace(c.Name+" "+action.Word), action.Argument), called + " " + action.usage() + " [options]"}
+	case action.Edge && !byName:
+		job.Remote, words = words[0], words[1:]
+	default:
 		job.Argument, words = words[0], words[1:]
+	}
+	if byName && len(words) > 0 {
+		return &ConfigError{fmt.Errorf("flag -config: %q is one argument too many", words[0]), "options stand in the file then"}
 	}
 	switch len(words) {
 	case 0:
@@ -83,6 +91,13 @@ func (i *invocation) parseAction(c *Command, action Action, flags flagValues, wo
 	}
 	return &ConfigError{fmt.Errorf("%q is one argument too many", words[1]),
 		"put quotes around the options: ';' means something to the shell; " + called + " -h explains"}
+}
+
+// isOptions tells whether options stand where what an action is about should. No name or address has these two in it, and
+// no URL before its slashes.
+func isOptions(word string) bool {
+	beginning, _, _ := strings.Cut(word, "://")
+	return strings.ContainsAny(beginning, ";=")
 }
 
 func (a Action) usage() string {

@@ -74,14 +74,8 @@ func tlsHint(err error) string {
 		return upgradeHint(upgrade)
 	case errors.Is(err, tunnel.ErrToken):
 		return "raimons token prints one; token=file:/path and token=command:program have to give it and nothing else"
-	case errors.As(err, &target) && target.Err == nil && target.Reason == tunnel.ReasonForbidden:
-		return "the route's targets, in the config of the edge, do not have it: its log says which rule would"
-	case errors.As(err, &target) && target.Err == nil && target.Reason == tunnel.ReasonBusy:
-		return "the route has as many tunnels as its max lets it: try again in a while"
-	case errors.As(err, &target) && target.Err == nil:
-		return "the edge's log says why"
-	case errors.As(err, &closed) && closed.Code == 1014:
-		return "the edge's log says why"
+	case errors.As(err, &target) && target.Err == nil, errors.As(err, &closed) && closed.Code == 1014:
+		return targetHint(tunnel.Reason(err))
 	}
 	switch text := err.Error(); {
 	case strings.Contains(text, "first record does not look like a TLS handshake"):
@@ -100,6 +94,21 @@ func tlsHint(err error) string {
 		return "kaminaris without ocsp= sends an empty OCSP staple, which is not valid TLS: give it ocsp= and any file that is not empty, or run raimons there"
 	}
 	return ""
+}
+
+// targetHint is about an edge that does not give its client a target, for a reason of package tunnel.
+func targetHint(reason string) string {
+	switch reason {
+	case tunnel.ReasonRefused:
+		return "the edge itself is fine: is the program running that it forwards to, and on that port? The edge's log has the address"
+	case tunnel.ReasonUnreachable, tunnel.ReasonTimeout, tunnel.ReasonName:
+		return "the edge itself is fine: is its target spelt right, and can it be reached from there? The edge's log has the address"
+	case tunnel.ReasonForbidden:
+		return "the route's targets, in the config of the edge, do not have it: its log says which rule would"
+	case tunnel.ReasonBusy:
+		return "the route has as many tunnels as its max lets it: try again in a while"
+	}
+	return "the edge's log says why"
 }
 
 func authorityHint(err *tunnel.AuthorityError) string {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,12 +103,22 @@ func TestBrowser(t *testing.T) {
 	}
 }
 
-// startChromium starts a browser without a window; home is a folder of its own.
+// startChromium starts a browser without a window and without a proxy; home is a folder of its own.
 func startChromium(t testing.TB, home string, args ...string) *process {
 	t.Helper()
-	return start(t, "chromium", append(noProxy, "HOME="+home, "XDG_DATA_HOME="+home+"/.local/share"), append([]string{
+	return start(t, "chromium", browserHome(home), append(browserArgs(t), append(args, "--no-proxy-server", "--remote-debugging-port=0")...)...)
+}
+
+func browserHome(home string) []string {
+	return append(slices.Clone(noProxy), "HOME="+home, "XDG_DATA_HOME="+home+"/.local/share")
+}
+
+// browserArgs let it run without a window, and keep it from talking to others than the test.
+func browserArgs(t testing.TB) []string {
+	t.Helper()
+	return []string{
 		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--no-proxy-server",
-		"--remote-debugging-port=0", "--user-data-dir=" + t.TempDir(),
-	}, args...)...)
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+		"--user-data-dir=" + t.TempDir(),
+	}
 }

@@ -28,8 +28,8 @@ visible_hostname proxy.test
 %[4]s
 `
 
-// squidFolder is one that squid can look into: as root it becomes another user.
-func squidFolder(t testing.TB) string {
+// foreignFolder is one that servers can look into which, started by root, become another user.
+func foreignFolder(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o711); err != nil {
@@ -136,7 +136,7 @@ func loginWorks(t *testing.T, scheme, address string) {
 }
 
 func TestSquidWithPassword(t *testing.T) {
-	dir := squidFolder(t)
+	dir := foreignFolder(t)
 	proxy := startSquid(t, dir, "", `
 auth_param basic program /usr/lib/squid/basic_ncsa_auth `+squidUser(t, dir)+`
 auth_param basic realm office
@@ -166,7 +166,7 @@ http_access allow all
 // A password that changes is taken up with the next connection.
 func TestSquidWithNewPassword(t *testing.T) {
 	g := newTarget(t)
-	dir := squidFolder(t)
+	dir := foreignFolder(t)
 	proxy := startSquid(t, dir, "", `
 auth_param basic program /usr/lib/squid/basic_ncsa_auth `+squidUser(t, dir)+`
 acl users proxy_auth REQUIRED
@@ -188,7 +188,7 @@ http_access allow users
 }
 
 func TestSquidWithNTLM(t *testing.T) {
-	proxy := startSquid(t, squidFolder(t), "", `
+	proxy := startSquid(t, foreignFolder(t), "", `
 auth_param ntlm program /usr/lib/squid/ntlm_fake_auth
 acl users proxy_auth REQUIRED
 http_access allow users
@@ -205,7 +205,7 @@ func TestSquidOpensTLS(t *testing.T) {
 	s := newSecrets(t)
 	_, edge := startRaimons(t, g.address, wsOption+";"+s.server())
 	_, port, _ := strings.Cut(edge, ":")
-	dir := squidFolder(t)
+	dir := foreignFolder(t)
 	root, key, certificates := filepath.Join(dir, "root.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "certificates")
 	ran(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", root, "-days", "2",
 		"-subj", "/O=ACME Inc/CN=ACME Web Gateway", "-addext", "keyUsage=critical,keyCertSign")
@@ -246,7 +246,7 @@ func TestSquidOverTLS(t *testing.T) {
 	s := newSecrets(t)
 	_, edge := startRaimons(t, g.address, "")
 	address := "127.0.0.1:" + port(freePort()) // which the certificate has
-	startSquid(t, squidFolder(t), "", "https_port "+address+" tls-cert="+s.Cert+" tls-key="+s.Key+"\nhttp_access allow all")
+	startSquid(t, foreignFolder(t), "", "https_port "+address+" tls-cert="+s.Cert+" tls-key="+s.Key+"\nhttp_access allow all")
 	option := "proxy=https://" + address
 	failsWith(t, nil, edge, option, "proxy "+address+": tls handshake: the certificate was issued by", "hint: the certificate of an https proxy")
 	p := start(t, "raimonc", append(noProxy, "SSL_CERT_FILE="+s.CA), "-v", "127.0.0.1:0", edge, option)

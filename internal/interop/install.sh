@@ -26,7 +26,13 @@ install_debian \
     knotd:knot \
     /usr/lib/squid/security_file_certgen:squid-openssl \
     tinyproxy:tinyproxy-bin \
-    microsocks:microsocks
+    microsocks:microsocks \
+    git:git \
+    rsync:rsync \
+    psql:postgresql-client \
+    '/usr/lib/postgresql/*/bin/postgres:postgresql' \
+    mariadbd:mariadb-server-core \
+    mariadb:mariadb-client-core
 
 # The one of internal/bench will do; this one is built faster.
 [ -x "$peers/kaminari-0.6.1-awslc/bin/kaminaris" ] ||

@@ -64,6 +64,8 @@ func program(t testing.TB, name string) string {
 		places = peers(t, "kaminari-*", name)
 	case "sslocal", "ssserver":
 		places = peers(t, "shadowsocks-rust-*", name)
+	case "initdb", "postgres":
+		places, _ = filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
 	default:
 		if path, err := exec.LookPath(name); err == nil {
 			return path

@@ -21,7 +21,8 @@ type sshServer struct {
 	address, user, key, hosts string
 }
 
-func startSSH(t testing.TB) sshServer {
+// startSSH starts it; more are lines of its config.
+func startSSH(t testing.TB, more ...string) sshServer {
 	t.Helper()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
@@ -40,7 +41,7 @@ func startSSH(t testing.TB) sshServer {
 	}
 	s := sshServer{address: freePort(), user: me.Username, key: file("user"), hosts: file("known_hosts")}
 	conf := fmt.Sprintf("ListenAddress %s\nHostKey %s\nAuthorizedKeysFile %s\nPidFile none\nStrictModes no\nUsePAM no\n"+
-		"PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n", s.address, file("host"), file("user.pub"))
+		"PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\n%s\n", s.address, file("host"), file("user.pub"), strings.Join(more, "\n"))
 	if err := os.WriteFile(file("conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
