@@ -154,6 +154,13 @@ type Session struct {
 // Info is what is known of the connection. It is complete, and no longer changes, once the tunnel is open.
 func (s *Session) Info() *Info { return &s.info }
 
+// Cut ends the tunnel because of err; without a tunnel it does nothing.
+func (s *Session) Cut(err error) {
+	if s.relay != nil {
+		s.relay.abort(err, byNobody)
+	}
+}
+
 // Begin is when the connection was accepted or, if it has waited, taken.
 func (s *Session) Begin() time.Time { return s.begin }
 

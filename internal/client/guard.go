@@ -21,6 +21,8 @@ var ErrMoved = errors.New("this machine no longer has the address that the conne
 const (
 	// guardPause is between two looks while something is not answered, restPause while all is well.
 	guardPause, restPause = 500 * time.Millisecond, 2 * time.Second
+	// idleRest is how long nobody looks after a tunnel that sends nothing.
+	idleRest = 15 * time.Second
 	// stallTime is how long an answer may take before it is asked whether the network works.
 	stallTime = time.Second
 	// answerTime is how long the answer to a segment that was sent again may take.
@@ -55,6 +57,10 @@ type watched struct {
 
 	health func() tunnel.Health // of conn
 
+	sent  func() int64 // by the tunnel; nil: there is none yet
+	known int64        // what it had sent when it was last looked at
+	rest  time.Time    // until when nobody looks at it, unless it sends something
+
 	answers uint64    // when it was last well
 	stalled time.Time // when it was first seen with something that is not answered since; zero: it is well
 	proven  time.Time // when the network was found to work, while it is stalled; zero: it was not
@@ -82,11 +88,11 @@ func (g *guard) watch(l *link, c tunnel.Conn, cut func(error)) *watched {
 	return w
 }
 
-// entrust gives w another cut, which is called at once if w has been found dead meanwhile.
-func (g *guard) entrust(w *watched, cut func(error)) {
+// entrust makes w the guard of a tunnel that has sent so much: its cut is called at once if w has been found dead meanwhile.
+func (g *guard) entrust(w *watched, cut func(error), sent func() int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	w.cut = cut
+	w.cut, w.sent = cut, sent
 	if w.dead != nil {
 		cut(w.dead)
 	}
@@ -149,6 +155,9 @@ func (g *guard) look(now time.Time) (unproven []*link, pause time.Duration) {
 		pause = restPause
 	}
 	for w := range g.all {
+		if w.isIdle(now) {
+			continue
+		}
 		isWell, wants := w.look(now)
 		if !isWell || w.link.proof.due {
 			pause = guardPause
@@ -158,6 +167,19 @@ func (g *guard) look(now time.Time) (unproven []*link, pause time.Duration) {
 		}
 	}
 	return unproven, pause
+}
+
+// isIdle tells whether w was well when it was last looked at, and has sent nothing since. A Ping of ours is noticed a
+// little later.
+func (w *watched) isIdle(now time.Time) bool {
+	if w.sent == nil || w.link.proof.due || !w.stalled.IsZero() || !w.quick.IsZero() {
+		return false
+	}
+	if sent := w.sent(); sent != w.known || !now.Before(w.rest) {
+		w.known, w.rest = sent, now.Add(idleRest)
+		return false
+	}
+	return true
 }
 
 // look tells whether nothing is missed of w, and whether it matters to w that the network is found to work.

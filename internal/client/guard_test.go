@@ -385,7 +385,7 @@ func TestDeadWhileEntrusted(t *testing.T) {
 	p := newPatient(t, "192.0.2.2")
 	p.guard.end(p.watched, ErrMoved)
 	var told error
-	p.guard.entrust(p.watched, func(err error) { told = err })
+	p.guard.entrust(p.watched, func(err error) { told = err }, nil)
 	if p.cutWith != ErrMoved || told != ErrMoved {
 		t.Errorf("cut with %v, and then with %v", p.cutWith, told)
 	}

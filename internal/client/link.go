@@ -34,7 +34,7 @@ func newLink(c *Client, t *Tunnel) *link {
 	l.knocker = t.Dialer.Clone()
 	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
-		Accept: t.Accept, Open: l.open, Opened: l.stats.opened,
+		Accept: t.Accept, Open: l.open, Opened: l.opened,
 		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Quiet: l.isTold, Log: l.log(), Level: slog.LevelDebug,
 	}
 	if c.Quiet {
@@ -67,24 +67,21 @@ func (l *link) stop() {
 
 // serve carries one connection of a program, closes it, and then calls ended.
 func (l *link) serve(ctx, draining context.Context, local tunnel.Conn, ended func(error)) {
-	ctx, cut := context.WithCancelCause(ctx)
 	l.stats.began()
-	visit := &visit{cut: cut}
-	l.forwarder.Start(context.WithValue(ctx, visitKey{}, visit), draining, local, func(s *tunnel.Session, err error) {
-		l.client.guard.leave(visit.watched)
+	l.forwarder.Start(ctx, draining, local, func(s *tunnel.Session, err error) {
+		if w, ok := s.Info().Route.(*watched); ok {
+			l.client.guard.leave(w)
+		}
 		l.stats.ended(s, err)
-		cut(nil)
 		ended(err)
 	})
 }
 
-// visit is one connection of a program.
-type visit struct {
-	cut     func(error)
-	watched *watched // nil: it has no other end yet
+// opened is told of each tunnel.
+func (l *link) opened(s *tunnel.Session) {
+	l.client.guard.entrust(s.Info().Route.(*watched), s.Cut, s.Sent)
+	l.stats.opened(s)
 }
-
-type visitKey struct{}
 
 // networkChanged gives up what belonged to the old network.
 func (l *link) networkChanged() {

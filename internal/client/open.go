@@ -18,7 +18,6 @@ const maxSaid = 64 << 10
 // program has said is said again. An edge says so before it delivers anything. Only where the network loses
 // that word, and the connection with it, can the target hear it twice: to rule that out would cost a round trip each time.
 func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
-	visit := ctx.Value(visitKey{}).(*visit)
 	var deadline time.Time
 	if l.Wait > 0 {
 		deadline = time.Now().Add(max(l.Wait, l.timeout()))
@@ -32,18 +31,18 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 				return nil, err
 			}
 		}
-		l.client.guard.leave(visit.watched)
 		// Until the target is there another connection can take the place of one that is dead.
-		visit.watched = l.client.guard.watch(l, r.conn, func(error) { r.conn.SetDeadline(past) })
+		w := l.client.guard.watch(l, r.conn, func(error) { r.conn.SetDeadline(past) })
 		err := l.begin(ctx, r, said, info.Target)
 		if err == nil {
-			l.client.guard.entrust(visit.watched, visit.cut)
+			info.Route = w
 			info.Sent = int64(len(said.text))
 			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
 				info.Attrs = append(info.Attrs, "proxy", proxy)
 			}
 			return r.conn, nil
 		}
+		l.client.guard.leave(w)
 		r.conn.Close()
 		var target *tunnel.TargetError
 		if errors.As(err, &target) || ctx.Err() != nil || said.err != nil || !time.Now().Before(deadline) {
