@@ -366,7 +366,7 @@ func (s *Session) verdict(err error) (slog.Level, string) {
 	switch {
 	case err == nil:
 		return s.f.Level, tunnelClosed
-	case isStray(err) || s.Sent()+s.Received() == 0 && hasLeft(s.accepted), isTold(err):
+	case isStray(err) || s.info.Sent+s.Sent()+s.Received() == 0 && hasLeft(s.accepted), isTold(err):
 		// Whoever probes a port is gone before there is anything to say.
 		return slog.LevelDebug, noTunnel
 	case IsReset(err) && !isUnreached(err):

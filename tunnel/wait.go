@@ -31,8 +31,8 @@ const (
 // ErrNotTaken says that a connection waited, and that its client had no use for it.
 var ErrNotTaken = errors.New("nobody took the waiting connection")
 
-// errTargetsNotAgreed is for clients of an edge that does not let them choose.
-var errTargetsNotAgreed = errors.New("the edge does not know of chosen targets: it is older than that, or a proxy drops the header of raimon")
+// ErrNoTargets is for clients of an edge that does not let them choose.
+var ErrNoTargets = errors.New("the edge does not know of chosen targets: it is older than that, or a proxy drops the header of raimon")
 
 // Answering is a Conn whose peer waits to hear whether the other end of the tunnel is there.
 type Answering interface {
@@ -63,7 +63,7 @@ func Take(c Conn, target string) error {
 	case ok && f.client && f.wait:
 		return f.take(wordDial)
 	case target != "":
-		return errTargetsNotAgreed
+		return ErrNoTargets
 	}
 	return nil
 }
@@ -106,7 +106,7 @@ func AwaitOpen(c Conn) error {
 	case !ok || !f.client:
 		return nil
 	case f.unheard:
-		return errTargetsNotAgreed
+		return ErrNoTargets
 	case !f.open:
 		return nil
 	}

@@ -91,29 +91,40 @@ func (l *link) networkChanged() {
 	l.outage.retry()
 }
 
-// connect makes a connection to the edge. While the edge cannot be reached it tries again until the deadline; zero is
-// for those who do not wait.
-func (l *link) connect(ctx context.Context, deadline time.Time, wait bool, target string) (*ready, error) {
+// connect makes a connection to the edge for a program. While the edge cannot be reached it tries again until the
+// deadline; zero is for those who do not wait.
+func (l *link) connect(ctx context.Context, deadline time.Time, said *said, target string) (*ready, error) {
+	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
+	if since, _ := l.outage.state(); since.IsZero() || deadline.IsZero() {
+		r, err := l.attempt(ctx, l.timeout(), wait, target)
+		if err == nil || ctx.Err() != nil || isFinal(err) || !time.Now().Before(deadline) {
+			return r, told(err)
+		}
+	}
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	defer said.hear(leave)()
 	for {
 		if err := l.outage.turn(ctx, deadline); err != nil {
-			return nil, err
+			return nil, told(err)
 		}
-		limit := l.timeout()
-		if !deadline.IsZero() {
-			limit = max(time.Until(deadline), lastAttempt)
-		}
-		r, err := l.attempt(ctx, limit, wait, target)
-		if err == nil {
-			return r, nil
-		}
-		if ctx.Err() != nil || isFinal(err) || !time.Now().Before(deadline) {
-			return nil, tunnel.Told{Err: err}
+		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
+		if err == nil || ctx.Err() != nil || isFinal(err) || !time.Now().Before(deadline) {
+			return r, told(err)
 		}
 	}
 }
 
 // lastAttempt is what an attempt gets that begins just before its deadline.
 const lastAttempt = time.Second
+
+// told is err for a log that knows of the outage already.
+func told(err error) error {
+	if err == nil {
+		return nil
+	}
+	return tunnel.Told{Err: err}
+}
 
 // attempt tries once to make a connection to the edge, for limit or Timeout, whichever is shorter.
 func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, target string) (r *ready, err error) {
@@ -137,7 +148,29 @@ func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target 
 		return nil, l.Dialer.Through(l.Remote, withCause(ctx, err))
 	}
 	l.stats.reached(bare)
-	return newReady(conn), nil
+	r := newReady(conn)
+	if target != "" && !r.waits {
+		if err := r.hearAbout(ctx); err != nil {
+			conn.Close()
+			return nil, l.Dialer.Through(l.Remote, err)
+		}
+	}
+	return r, nil
+}
+
+// hearAbout waits until the edge says what has become of the target that was named in the handshake.
+func (r *ready) hearAbout(ctx context.Context) error {
+	wake := context.AfterFunc(ctx, func() { r.conn.SetDeadline(past) })
+	err := tunnel.AwaitOpen(r.conn)
+	if !wake() {
+		return context.Cause(ctx)
+	}
+	var target *tunnel.TargetError
+	if errors.As(err, &target) {
+		r.refused = err // the edge itself is reached
+		return nil
+	}
+	return err
 }
 
 // timeout limits each step towards the edge.

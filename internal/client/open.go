@@ -17,26 +17,25 @@ const maxSaid = 64 << 10
 // one. A connection that breaks before the edge has said that the target is there is replaced by another, and what the
 // program has said is said again. An edge says so before it delivers anything. Only where the network loses
 // that word, and the connection with it, can the target hear it twice: to rule that out would cost a round trip each time.
-func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
+func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (c tunnel.Conn, err error) {
+	said := &said{local: local, listens: info.Target == ""}
+	defer func() { info.Sent = int64(len(said.text)) }()
 	var deadline time.Time
 	if l.Wait > 0 {
-		deadline = time.Now().Add(max(l.Wait, l.timeout()))
+		deadline = time.Now().Add(l.Wait)
 	}
-	said := &said{local: local, listens: info.Target == ""}
-	for {
-		r := l.pool.take()
+	r := l.pool.take()
+	for tries := 1; ; tries++ {
 		if r == nil {
-			var err error
-			if r, err = l.connect(ctx, deadline, false, info.Target); err != nil {
+			if r, err = l.connect(ctx, deadline, said, info.Target); err != nil {
 				return nil, err
 			}
 		}
 		// Until the target is there another connection can take the place of one that is dead.
 		w := l.client.guard.watch(l, r.conn, func(error) { r.conn.SetDeadline(past) })
-		err := l.begin(ctx, r, said, info.Target)
+		err = l.begin(ctx, r, said, info.Target)
 		if err == nil {
 			info.Route = w
-			info.Sent = int64(len(said.text))
 			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
 				info.Attrs = append(info.Attrs, "proxy", proxy)
 			}
@@ -45,17 +44,24 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 		l.client.guard.leave(w)
 		r.conn.Close()
 		var target *tunnel.TargetError
-		if errors.As(err, &target) || ctx.Err() != nil || said.err != nil || !time.Now().Before(deadline) {
+		if errors.As(err, &target) || ctx.Err() != nil || said.err != nil || tries == maxTries {
 			return nil, err
 		}
 		l.log().Debug("another connection is tried", "error", err)
+		r = nil // others of the pool may be as dead
 	}
 }
+
+// maxTries is how many connections are tried for a program that break before the edge has said that the target is there.
+const maxTries = 5
 
 // begin makes r the other end of a program's connection. Where the edge says when its target is there, it waits for
 // that.
 func (l *link) begin(ctx context.Context, r *ready, said *said, target string) error {
-	if !r.waits && target == "" {
+	if r.refused != nil {
+		return r.refused
+	}
+	if !r.waits {
 		if err := r.claim(); err != nil {
 			return err
 		}
@@ -65,10 +71,8 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	defer cut()
 	late := time.AfterFunc(l.timeout(), func() { r.conn.SetDeadline(past) })
 	defer late.Stop()
-	if r.waits {
-		if err := tunnel.Take(r.conn, target); err != nil {
-			return err
-		}
+	if err := tunnel.Take(r.conn, target); err != nil {
+		return err
 	}
 	stop := said.carry(r.conn)
 	err := r.opened()
@@ -134,12 +138,37 @@ func (s *said) again(conn tunnel.Conn) error {
 // sayLimit is for an edge that has just shaken hands and takes maxSaid bytes.
 const sayLimit = 10 * time.Second
 
+// hear listens to a program while there is no connection for it, until stop. It calls leave when the program goes:
+// with a reset, or with an end before it has said anything.
+func (s *said) hear(leave func(error)) (stop func()) {
+	if !s.listens {
+		return func() {}
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.listen(nil)
+		if s.err != nil || s.ended && len(s.text) == 0 {
+			leave(errLeft)
+		}
+	}()
+	return func() {
+		s.local.SetReadDeadline(past)
+		<-ended
+		s.local.SetReadDeadline(time.Time{})
+	}
+}
+
+// errLeft says that nobody waits for the edge any more.
+var errLeft = errors.New("the program has gone before the edge was reached")
+
+// listen notes what the program says and, if there is one, tells conn.
 func (s *said) listen(conn tunnel.Conn) {
 	buf := make([]byte, 4<<10)
 	for len(s.text) < maxSaid && !s.ended {
 		n, err := s.local.Read(buf[:min(len(buf), maxSaid-len(s.text))])
 		s.text = append(s.text, buf[:n]...)
-		if n > 0 {
+		if n > 0 && conn != nil {
 			if _, err := conn.Write(buf[:n]); err != nil {
 				return
 			}
@@ -152,7 +181,9 @@ func (s *said) listen(conn tunnel.Conn) {
 			return
 		default:
 			s.err = err
-			conn.SetDeadline(past) // nobody waits for the edge any more
+			if conn != nil {
+				conn.SetDeadline(past) // nobody waits for the edge any more
+			}
 			return
 		}
 	}

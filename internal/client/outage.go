@@ -162,7 +162,7 @@ func (o *outage) failure(err error) {
 	o.cause, o.final = err, isFinal(err)
 	if now := time.Now(); !now.Before(o.next) {
 		o.pause = min(max(2*o.pause, firstPause), longestPause)
-		o.next = now.Add(o.pause/2 + rand.N(o.pause))
+		o.next = now.Add(o.pause/2 + rand.N(o.pause/2))
 	}
 }
 
@@ -222,7 +222,7 @@ func isFinal(err error) bool {
 		return isNo(upgrade.Status)
 	case errors.As(err, &refusal):
 		return isNo(refusal.Status) && refusal.Status/100 != 3 // a network that wants a login soon has it
-	case errors.As(err, &noTLS), errors.As(err, &pin), errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid), errors.Is(err, tunnel.ErrToken):
+	case errors.As(err, &noTLS), errors.As(err, &pin), errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid), errors.Is(err, tunnel.ErrToken), errors.Is(err, tunnel.ErrNoTargets):
 		return true
 	}
 	return strings.Contains(err.Error(), "remote error: tls:")

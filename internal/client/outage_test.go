@@ -353,7 +353,7 @@ func TestNetworkChangeFillsPool(t *testing.T) {
 	eventually(t, "the pool pauses", func() bool {
 		l.pool.mu.Lock()
 		defer l.pool.mu.Unlock()
-		return !l.pool.pause.IsZero()
+		return l.pool.pause > 0
 	})
 	e.start()
 	release, _ := g.hold(fromEdge)

@@ -23,7 +23,7 @@ const (
 	renewal = 10 * time.Second
 	// atOnce is how many connections are made at a time.
 	atOnce = 4
-	// poolPause is how long an edge that cannot be reached is left alone where nobody waits for it.
+	// poolPause is how long an edge that cannot be reached is left alone at most, where nobody waits for it.
 	poolPause = 30 * time.Second
 	// youth is the age, of a connection that nobody has used, at which its end is no sign that the next will end at once.
 	youth = 5 * time.Second
@@ -37,7 +37,8 @@ type pool struct {
 
 	mu    sync.Mutex
 	idle  []*ready      // the oldest first
-	pause time.Time     // until when an edge that cannot be reached is left alone
+	pause time.Duration // how long an edge that cannot be reached is left alone; it grows
+	quiet time.Time     // until when that lasts
 	rest  time.Duration // after a connection that has died young; it grows while they do
 	tired time.Time     // until when it lasts
 }
@@ -87,7 +88,7 @@ func (p *pool) drop() {
 	for _, r := range p.idle {
 		r.conn.Close()
 	}
-	p.idle, p.pause, p.rest, p.tired = nil, time.Time{}, 0, time.Time{}
+	p.idle, p.pause, p.quiet, p.rest, p.tired = nil, 0, time.Time{}, 0, time.Time{}
 	p.poke()
 }
 
@@ -107,11 +108,7 @@ func (p *pool) run(ctx context.Context) {
 		since, changed := p.link.outage.watch()
 		missing, next := p.look(since.IsZero())
 		if missing > 0 {
-			if !p.fill(ctx, missing, since.IsZero()) {
-				p.mu.Lock()
-				p.pause = time.Now().Add(poolPause)
-				p.mu.Unlock()
-			}
+			p.leaveAlone(!p.fill(ctx, missing, since.IsZero()))
 			continue
 		}
 		timer := time.NewTimer(time.Until(next))
@@ -123,6 +120,18 @@ func (p *pool) run(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+}
+
+// leaveAlone sets the pause after an edge could not be reached, or could.
+func (p *pool) leaveAlone(failed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !failed {
+		p.pause = 0
+		return
+	}
+	p.pause = min(max(2*p.pause, time.Second), poolPause)
+	p.quiet = time.Now().Add(p.pause)
 }
 
 // look closes what is dead, and says how many connections are to be made now, and when to look again.
@@ -148,8 +157,8 @@ func (p *pool) look(reached bool) (missing int, next time.Time) {
 			next = earlier(next, r.until)
 		}
 	}
-	if !reached && time.Now().Before(p.pause) {
-		return 0, earlier(next, p.pause)
+	if !reached && time.Now().Before(p.quiet) {
+		return 0, earlier(next, p.quiet)
 	}
 	if time.Now().Before(p.tired) {
 		return 0, earlier(next, p.tired)
@@ -207,6 +216,8 @@ type ready struct {
 	done  chan struct{} // closed when the edge has spoken, or it has died, or has said too much; nil: nobody watches
 	heard []byte        // what came before it was claimed
 	err   error
+
+	refused error // why the edge has not reached the target that was named in the handshake
 }
 
 func newReady(conn tunnel.Conn) *ready {

@@ -1,0 +1,129 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	gobwas "github.com/gobwas/ws"
+
+	"raimon/internal/tunneltest"
+	"raimon/tunnel"
+)
+
+// turnedAway connects to address, and returns how long it takes to be reset.
+func turnedAway(t testing.TB, address string) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(begin.Add(patience))
+	io.WriteString(c, "hello")
+	if n, err := c.Read(make([]byte, 1)); n > 0 || !tunnel.IsReset(err) {
+		t.Fatalf("got %d bytes, %v; want a reset", n, err)
+	}
+	return time.Since(begin)
+}
+
+// What is set as the wait is what a program waits, however long an attempt may take.
+func TestWaitIsTheLimit(t *testing.T) {
+	t.Parallel()
+	address, _ := startClient(t, &Tunnel{Remote: "127.0.0.1:1", Dialer: new(tunnel.Dialer), Wait: time.Second, Timeout: time.Minute})
+	if took := turnedAway(t, address); took < time.Second || took > patience/2 {
+		t.Errorf("turned away after %v, want a second", took)
+	}
+}
+
+// Programs that have gone are not waited for, and the target hears nothing of them.
+func TestProgramLeavesWhileItWaits(t *testing.T) {
+	t.Parallel()
+	var dialed atomic.Int64
+	e := newEdge(t, ws(), tunneltest.Serve(t, func(*net.TCPConn) { dialed.Add(1) }))
+	e.stop()
+	address, l := startClient(t, &Tunnel{Remote: e.address, Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Hour})
+	for n := range 20 {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n%2 == 0 {
+			c.(*net.TCPConn).SetLinger(0)
+			io.WriteString(c, "hello")
+		}
+		c.Close()
+	}
+	eventually(t, "all have come", func() bool { return l.stats.total.Load() == 20 })
+	eventually(t, "all have gone", func() bool { return l.client.Status()[0].Open == 0 })
+	e.start()
+	if n := dialed.Load(); n > 0 {
+		t.Errorf("the target was dialed %d times", n)
+	}
+}
+
+// A connection of the pool that breaks when it is used is replaced, also for programs that do not wait.
+func TestPoolBreaksAtUse(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, ws(), tunneltest.Echo(t))
+	g := newGate(t, e.address)
+	address, l := startClient(t, &Tunnel{Remote: g.address, Dialer: new(tunnel.Dialer), Transport: ws(), Pool: 1})
+	full(t, l)
+	_, lose := g.hold(toEdge)
+	answer := make(chan string, 1)
+	go func() {
+		text, err := exchange(t, address, "hello")
+		answer <- text + " " + errorText(err)
+	}()
+	eventually(t, "the connection is taken", func() bool { return l.stats.total.Load() == 1 && l.pool.size() == 0 })
+	lose()
+	if got := <-answer; got != "hello " {
+		t.Errorf("got %q", got)
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// An edge that knows no targets is asked once, not until the wait is over.
+func TestEdgeWithoutTargets(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	old := tunneltest.Serve(t, func(c *net.TCPConn) {
+		asked.Add(1)
+		if _, err := gobwas.Upgrade(c); err == nil { // it knows nothing of our header
+			io.Copy(io.Discard, c)
+		}
+	})
+	address, l := startClient(t, &Tunnel{
+		Remote: old, Dialer: new(tunnel.Dialer), Transport: ws(), Accept: tunnel.Transport{chooser{}}, Wait: time.Hour,
+	})
+	turnedAway(t, address)
+	if n := asked.Load(); n != 1 {
+		t.Errorf("the edge was asked %d times", n)
+	}
+	if since, cause := l.outage.state(); since.IsZero() || !errors.Is(cause, tunnel.ErrNoTargets) {
+		t.Errorf("the reason is %v", cause)
+	}
+}
+
+// chooser is what programs speak that choose their target.
+type chooser struct{}
+
+func (chooser) Client(context.Context, tunnel.Conn) (tunnel.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (chooser) Server(_ context.Context, c tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
+	info.Target = "127.0.0.1:1"
+	return c, nil
+}
