@@ -252,6 +252,10 @@ func (c *Client) Handle(ctx context.Context, local tunnel.Conn) error {
 	return <-ended
 }
 
+// acceptCalm is the time without an error of a listener after which the next one is news: out of descriptors, each
+// program that leaves lets another one in.
+const acceptCalm = time.Minute
+
 // accept takes what comes to d, unless that has begun. The caller holds mu.
 func (c *Client) accept(d *door) {
 	if d.close != nil {
@@ -261,13 +265,19 @@ func (c *Client) accept(d *door) {
 	c.log().Info("listening", "address", d.Addr().String(), "remote", l.Remote, "transport", l.Transport.String(), l.label())
 	ctx, cancel := context.WithCancel(run.draining)
 	d.close = cancel
+	var failed time.Time
 	c.serving.Go(func() {
 		defer cancel()
 		err := tunnel.Accept(ctx, d.Listener, func(local tunnel.Conn) {
 			c.sessions.Add(1)
 			d.link.Load().serve(run.cut, run.draining, local, func(error) { c.sessions.Done() })
 		}, func(err error, pause time.Duration) {
-			c.log().Error("accept", "error", err, c.hint(err), "retry_in", pause.String())
+			level := slog.LevelError
+			if time.Since(failed) < acceptCalm {
+				level = slog.LevelDebug
+			}
+			failed = time.Now()
+			c.log().Log(ctx, level, "accept", "error", err, c.hint(err), "retry_in", pause.String())
 		})
 		if err != nil && ctx.Err() == nil {
 			run.fail(fmt.Errorf("%s: %w", d.Addr(), err))

@@ -97,7 +97,7 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
 	if since, _ := l.outage.state(); since.IsZero() || deadline.IsZero() {
 		r, err := l.attempt(ctx, l.timeout(), wait, target)
-		if err == nil || ctx.Err() != nil || isFinal(err) || !time.Now().Before(deadline) {
+		if err == nil || ctx.Err() != nil || isFinal(err) || isStarved(err) || !time.Now().Before(deadline) {
 			return r, told(err)
 		}
 	}
@@ -109,7 +109,7 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 			return nil, told(err)
 		}
 		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
-		if err == nil || ctx.Err() != nil || isFinal(err) || !time.Now().Before(deadline) {
+		if err == nil || ctx.Err() != nil || isFinal(err) || isStarved(err) || !time.Now().Before(deadline) {
 			return r, told(err)
 		}
 	}
@@ -118,10 +118,10 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 // lastAttempt is what an attempt gets that begins just before its deadline.
 const lastAttempt = time.Second
 
-// told is err for a log that knows of the outage already.
+// told is err for a log that knows of the outage already, if err is one.
 func told(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || isStarved(err) {
+		return err
 	}
 	return tunnel.Told{Err: err}
 }

@@ -5,12 +5,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"raimon/tunnel"
@@ -109,6 +109,10 @@ func (o *outage) try(ctx context.Context, attempt func(context.Context) error) e
 		if context.Cause(ctx) == errNetworkChanged {
 			return errNetworkChanged
 		}
+		return err
+	}
+	if isStarved(err) {
+		o.giveUp()
 		return err
 	}
 	o.tell(began, err)
@@ -233,11 +237,8 @@ func isNo(status int) bool {
 	return status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout
 }
 
-// String is for tests and logs.
-func (o *outage) String() string {
-	since, cause := o.state()
-	if since.IsZero() {
-		return "up"
-	}
-	return fmt.Sprintf("down since %v: %v", since, cause)
+// isStarved tells whether err says that this program, or this machine, has no descriptor left: that tells nothing of
+// the edge, and those who waited would keep the descriptors that they wait for.
+func isStarved(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }

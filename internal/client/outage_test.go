@@ -199,8 +199,8 @@ func TestLateFailure(t *testing.T) {
 		if err := <-late; err != errDown {
 			t.Error(err)
 		}
-		if o.String() != "up" {
-			t.Errorf("the edge is %v", o)
+		if since, cause := o.state(); !since.IsZero() {
+			t.Errorf("the edge cannot be reached since %v: %v", since, cause)
 		}
 		log.lines(t, 0, 0)
 	})

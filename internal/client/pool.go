@@ -68,7 +68,14 @@ func (p *pool) take() *ready {
 // found no target, or its target may want no more of us, and would be asked again and again. The caller holds mu.
 func (p *pool) bury(r *ready) {
 	r.conn.Close()
-	if time.Since(r.born) < youth && !time.Now().Before(p.tired) {
+	if time.Since(r.born) < youth {
+		p.tire()
+	}
+}
+
+// tire makes the next connections wait a while. The caller holds mu.
+func (p *pool) tire() {
+	if !time.Now().Before(p.tired) {
 		p.rest = min(max(2*p.rest, firstPause), poolPause)
 		p.tired = time.Now().Add(p.rest)
 	}
@@ -192,6 +199,13 @@ func (p *pool) fill(ctx context.Context, missing int, reached bool) bool {
 
 func (p *pool) add(ctx context.Context) bool {
 	r, err := p.link.attempt(ctx, p.link.timeout(), true, "")
+	if isStarved(err) {
+		p.link.log().Debug("the pool is not filled", "error", err) // programs that fail of it say so louder
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.tire()
+		return false
+	}
 	if err != nil {
 		return err == errNetworkChanged
 	}
