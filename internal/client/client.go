@@ -13,8 +13,10 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"raimon/internal/netwatch"
@@ -88,19 +90,57 @@ type door struct {
 func (c *Client) Apply(ctx context.Context, tunnels []*Tunnel) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var links []*link
-	owners := make(map[string]*link)
+	next, err := c.plan(ctx, tunnels)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if aside := c.stepAside(tunnels); len(aside) > 0 {
+			if next, err = c.plan(ctx, tunnels); err != nil {
+				c.stepBack(ctx, aside)
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for address, d := range next.doors {
+		d.link.Store(next.owners[address])
+	}
+	for address, d := range c.doors {
+		if next.doors[address] == nil {
+			d.shut()
+		}
+	}
+	for _, l := range c.links {
+		if !slices.Contains(next.links, l) {
+			l.stop()
+		}
+	}
+	c.links, c.doors = next.links, next.doors
+	if c.run != nil {
+		c.start()
+	}
+	return nil
+}
+
+// plan is what a Client is about to do.
+type plan struct {
+	links  []*link
+	doors  map[string]*door // by address
+	owners map[string]*link // of doors
+}
+
+// plan opens what tunnels listen on and is not open yet. Its error is a *ListenError. The caller holds mu.
+func (c *Client) plan(ctx context.Context, tunnels []*Tunnel) (*plan, error) {
+	next := &plan{doors: make(map[string]*door), owners: make(map[string]*link)}
 	var fresh []*door
-	doors := make(map[string]*door)
 	for _, t := range tunnels {
 		l := c.kept(t)
-		links = append(links, l)
+		next.links = append(next.links, l)
 		opened, err := c.listen(ctx, t)
 		if err != nil {
 			for _, d := range fresh {
 				d.Listener.Close()
 			}
-			return &ListenError{Tunnel: t.Name, Err: err}
+			return nil, &ListenError{Tunnel: t.Name, Err: err}
 		}
 		for address, listener := range opened {
 			d := c.doors[address]
@@ -108,27 +148,56 @@ func (c *Client) Apply(ctx context.Context, tunnels []*Tunnel) error {
 				d = &door{Listener: listener}
 				fresh = append(fresh, d)
 			}
-			doors[address], owners[address] = d, l
+			next.doors[address], next.owners[address] = d, l
 		}
 	}
-	for address, d := range doors {
-		d.link.Store(owners[address])
+	return next, nil
+}
+
+// stepAside shuts the doors that tunnels have no more, on ports that they listen on otherwise: 127.0.0.1:2222 is in
+// the way of :2222. The caller holds mu.
+func (c *Client) stepAside(tunnels []*Tunnel) (aside []*door) {
+	var addresses []string
+	ports := make(map[string]bool)
+	for _, t := range tunnels {
+		for _, address := range t.Listen {
+			addresses = append(addresses, address)
+			if _, port, err := net.SplitHostPort(address); err == nil {
+				ports[port] = true
+			}
+		}
 	}
 	for address, d := range c.doors {
-		if doors[address] == nil {
+		at, isTCP := d.Addr().(*net.TCPAddr)
+		if isTCP && ports[strconv.Itoa(at.Port)] && !slices.Contains(addresses, address) {
 			d.shut()
+			delete(c.doors, address)
+			aside = append(aside, d)
 		}
 	}
-	for _, l := range c.links {
-		if !slices.Contains(links, l) {
-			l.stop()
+	return aside
+}
+
+// stepBack opens again what stepAside has shut. The caller holds mu.
+func (c *Client) stepBack(ctx context.Context, aside []*door) {
+	for _, old := range aside {
+		l := old.link.Load()
+		opened, err := c.listen(ctx, l.Tunnel)
+		if err != nil {
+			c.log().Error("an address could not be opened again", "address", old.Addr().String(), "error", err, c.hint(err), l.label())
+			continue
+		}
+		for address, listener := range opened {
+			if c.doors[address] == nil {
+				d := &door{Listener: listener}
+				d.link.Store(l)
+				c.doors[address] = d
+			}
 		}
 	}
-	c.links, c.doors = links, doors
 	if c.run != nil {
 		c.start()
 	}
-	return nil
 }
 
 // ListenError says that a tunnel cannot listen.

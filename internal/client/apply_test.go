@@ -1,0 +1,65 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"testing"
+
+	"raimon/internal/tunneltest"
+	"raimon/tunnel"
+)
+
+// An address that becomes wider or narrower is in its own way; where the rest fails, the old one is open again.
+func TestAddressBecomesWider(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	free, err := net.Listen("tcp", ":0") // on all addresses
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(free.Addr().String())
+	free.Close()
+
+	target := tunneltest.Echo(t)
+	tunnels := func(listen ...string) []*Tunnel {
+		return []*Tunnel{{Name: "a", Key: listen[0], Listen: listen, Remote: target, Dialer: new(tunnel.Dialer)}}
+	}
+	narrow, wide := "127.0.0.1:"+port, ":"+port
+	c := &Client{Alone: true}
+	if err := c.Apply(t.Context(), tunnels(narrow)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, listen := range []string{narrow, wide, narrow, wide} {
+		if err := c.Apply(t.Context(), tunnels(listen)); err != nil {
+			t.Fatalf("to %s: %v", listen, err)
+		}
+		if got, err := exchange(t, narrow, "hello"); err != nil || got != "hello" {
+			t.Fatalf("at %s: got %q, %v", listen, got, err)
+		}
+	}
+	err = c.Apply(t.Context(), tunnels(narrow, taken.Addr().String()))
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Fatalf("got %v, want an address in use", err)
+	}
+	if got, err := exchange(t, narrow, "still"); err != nil || got != "still" {
+		t.Errorf("after a refusal: got %q, %v", got, err)
+	}
+	if d := c.doors[wide]; d == nil || len(c.doors) != 1 {
+		t.Errorf("after a refusal: the doors are %v, want that at %s", c.doors, wide)
+	}
+}
