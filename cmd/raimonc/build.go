@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,13 +10,12 @@ import (
 
 	"raimon/internal/client"
 	"raimon/internal/command"
-	"raimon/internal/localproxy"
 	"raimon/internal/options"
 	"raimon/tunnel"
 )
 
 // newTunnel makes what the options of job ask for.
-func newTunnel(name string, job *command.Job) (*client.Tunnel, error) {
+func newTunnel(ctx context.Context, name string, job *command.Job) (*client.Tunnel, error) {
 	o := job.Options
 	key, err := identity(job)
 	if err != nil {
@@ -34,7 +34,12 @@ func newTunnel(name string, job *command.Job) (*client.Tunnel, error) {
 		return nil, err
 	}
 	if o.Socks {
-		t.Accept = tunnel.Transport{&localproxy.Layer{Log: job.Log}}
+		layer, err := localProxy(ctx, job)
+		if err != nil {
+			return nil, err
+		}
+		t.Accept = tunnel.Transport{layer}
+		t.Key += fmt.Sprintf(" %q %q", layer.User, layer.Password)
 	}
 	return t, nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"raimon/internal/command"
+	"raimon/internal/localproxy"
 	"raimon/internal/options"
 )
 
@@ -17,16 +18,7 @@ func proxyUser(job *command.Job) (func(context.Context) (*url.Userinfo, error), 
 	if job.Options.ProxyAuth == "" {
 		return nil, nil
 	}
-	s := &secret{
-		option: `option "proxy-auth"`,
-		find: func(text string) (string, bool) {
-			line := strings.Trim(text, "\r\n")
-			return line, options.IsProxyAuth(line)
-		},
-		wrong: errors.New("it is not one line with user:password"),
-		fix:   "the file holds user:password in one line and nothing else",
-	}
-	ask, err := s.open(job.Options.ProxyAuth)
+	ask, err := loginSecret("proxy-auth").open(job.Options.ProxyAuth)
 	if err != nil {
 		return nil, err
 	}
@@ -38,6 +30,41 @@ func proxyUser(job *command.Job) (func(context.Context) (*url.Userinfo, error), 
 		user, password, _ := strings.Cut(line, ":")
 		return url.UserPassword(user, password), nil
 	}, nil
+}
+
+// localProxy hears where programs want to go. The password that they have to give is read here, once.
+func localProxy(ctx context.Context, job *command.Job) (*localproxy.Layer, error) {
+	layer := &localproxy.Layer{Log: job.Log}
+	if job.Options.SocksAuth == "" {
+		return layer, nil
+	}
+	s := loginSecret("socks-auth")
+	ask, err := s.open(job.Options.SocksAuth)
+	if err != nil {
+		return nil, err
+	}
+	line, err := ask(ctx)
+	if err != nil {
+		return nil, s.mistake(err, s.fix)
+	}
+	layer.User, layer.Password, _ = strings.Cut(line, ":")
+	if len(layer.User) > 255 || len(layer.Password) > 255 { // RFC 1929, section 2
+		return nil, s.mistake(errors.New("the user or the password is longer than 255 bytes"), "SOCKS5 knows none that are longer")
+	}
+	return layer, nil
+}
+
+// loginSecret is a user and a password.
+func loginSecret(option string) *secret {
+	return &secret{
+		option: fmt.Sprintf("option %q", option),
+		find: func(text string) (string, bool) {
+			line := strings.Trim(text, "\r\n")
+			return line, options.IsLogin(line)
+		},
+		wrong: errors.New("it is not one line with user:password"),
+		fix:   "the file holds user:password in one line and nothing else",
+	}
 }
 
 // header is where the fields of header= and user-agent= come from; nil: there are none.

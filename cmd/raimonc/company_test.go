@@ -155,3 +155,30 @@ header = ["X-One: a, b", "X-Two: c"]
 		t.Errorf("got %d tunnels, want %d", len(all.tunnels), len(want))
 	}
 }
+
+// The password of a socks port is read when the tunnel is made; one that has changed makes it another tunnel.
+func TestSocksAuthFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "login")
+	rewrite(t, path, "jo:a b:c\r\n")
+	job, _ := tokenJob(t, "a.test:443", "ws;host=a.test;path=/;socks;socks-auth=file:"+quoted(path))
+	layer, err := localProxy(t.Context(), job)
+	if err != nil || layer.User != "jo" || layer.Password != "a b:c" {
+		t.Fatalf("got %+v, %v", layer, err)
+	}
+	before, err := newTunnel(t.Context(), "", job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, path, "jo:other\n")
+	after, err := newTunnel(t.Context(), "", job)
+	if err != nil || after.Key == before.Key {
+		t.Errorf("the key stays, %v", err)
+	}
+	for _, text := range []string{"", "s3cr3t", "jo:" + strings.Repeat("s3cr3t", 50)} {
+		rewrite(t, path, text)
+		var mistake *command.ConfigError
+		if _, err := localProxy(t.Context(), job); !errors.As(err, &mistake) || mistake.Fix == "" || strings.Contains(err.Error(), "s3cr3t") {
+			t.Errorf("%.20q: %v", text, err)
+		}
+	}
+}

@@ -136,7 +136,7 @@ func examine(ctx context.Context, p patient) (diagnosis, error) {
 	d := diagnosis{Tunnel: p.name, Remote: job.Remote}
 	examiner := &doctor.Doctor{Options: job.Options, Getenv: os.Getenv, Hint: command.Hint}
 	var err error
-	if examiner.Tunnel, err = newTunnel(p.name, job); err == nil {
+	if examiner.Tunnel, err = newTunnel(ctx, p.name, job); err == nil {
 		examiner.Direct, err = directDialer(job)
 	}
 	switch {

@@ -51,7 +51,7 @@ func main() {
 }
 
 func run(ctx context.Context, job *command.Job) error {
-	t, err := newTunnel("", job)
+	t, err := newTunnel(ctx, "", job)
 	if err != nil {
 		return err
 	}

@@ -120,7 +120,7 @@ func (all *profiles) readDefaults(value any) error {
 }
 
 // fitting is what a tunnel says for which every default has a meaning.
-var fitting = []options.Setting{{Key: "ws"}, {Key: "host", Value: "a.example"}, {Key: "path", Value: "/"}, {Key: "tls"}, {Key: "sni", Value: "a.example"}}
+var fitting = []options.Setting{{Key: "ws"}, {Key: "host", Value: "a.example"}, {Key: "path", Value: "/"}, {Key: "tls"}, {Key: "sni", Value: "a.example"}, {Key: "socks"}}
 
 // own are the keys of a tunnel that are no options.
 var own = []string{"listen", "remote"}
@@ -303,7 +303,7 @@ var optionInError = regexp.MustCompile(`^option "([^"]+)": `)
 func (all *profiles) build(ctx context.Context, job *command.Job) ([]*client.Tunnel, error) {
 	var tunnels []*client.Tunnel
 	for _, p := range all.tunnels {
-		t, err := newTunnel(p.name, p.job(job))
+		t, err := newTunnel(ctx, p.name, p.job(job))
 		if err != nil {
 			return nil, all.aboutBuild(p, err)
 		}

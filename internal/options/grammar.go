@@ -66,7 +66,7 @@ func IsRepeated(side Side, key string) bool {
 	return row != nil && row.repeated
 }
 
-// Needs is the key without which side's option of that key is refused: ws or tls; empty: it stands alone.
+// Needs is the key without which side's option of that key is refused: ws, tls or socks; empty: it stands alone.
 func Needs(side Side, key string) string {
 	if row := lookup(side, key); row != nil {
 		return row.needs

@@ -78,9 +78,10 @@ type Options struct {
 	DNS      string // DNS-01 provider
 	OnDemand string // URL or command
 
-	Socks bool          // client: programs choose their target, in SOCKS5 or HTTP; only with WS
-	Pool  int           // client: connections kept ready
-	Wait  time.Duration // client: for an edge that cannot be reached; zero: not at all
+	Socks     bool          // client: programs choose their target, in SOCKS5 or HTTP; only with WS
+	SocksAuth string        // client: user:password, or "file:" or "command:" as in Token; empty: programs are not asked
+	Pool      int           // client: connections kept ready
+	Wait      time.Duration // client: for an edge that cannot be reached; zero: not at all
 
 	Proxy      string          // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
 	ProxyAuth  string          // client: user:password, or "file:" or "command:" as in Token; empty: what Proxy has
@@ -238,6 +239,9 @@ func (o *Options) checkNeeds(side Side, given map[string]bool) error {
 		case row.needs == "ws" && !o.WS:
 			return mistake(row.key, "ws is not given, this would be no WebSocket",
 				fmt.Sprintf("add ws (or mode=websocket, as v2ray-plugin calls it), or remove %s for a tunnel without WebSocket", row.key))
+		case row.needs == "socks" && !o.Socks:
+			return mistake(row.key, "socks is not given, nobody would be asked",
+				fmt.Sprintf("write socks:// before the listen address, or remove %s", row.key))
 		}
 	}
 	return nil

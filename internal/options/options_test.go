@@ -93,6 +93,7 @@ var parseTests = []struct {
 	// WebSocket
 	{Client, "ws;host=example.com;path=/ws;mask=fixed", func(o *Options) { ws(o); o.Mask = "fixed" }, nil},
 	{Client, "ws;host=example.com;path=/ws;socks;pool=3;wait=1m", func(o *Options) { ws(o); o.Socks, o.Pool, o.Wait = true, 3, time.Minute }, nil},
+	{Client, "ws;host=example.com;path=/ws;socks;socks-auth=jo:a:b", func(o *Options) { ws(o); o.Socks, o.SocksAuth = true, "jo:a:b" }, nil},
 	{Client, "wait=0", func(o *Options) { o.Wait = 0 }, nil},
 	{Client, "ws;host=example.com;path=/ws;mask=standard", func(o *Options) { ws(o); o.Mask = "standard" }, nil},
 	{Client, "ws;host=example.com;path=/ws;mask=skipped", ws, nil},
@@ -524,7 +525,7 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s: two rows for the same side", row.key)
 		}
 		seen[row.key] |= row.sides
-		if row.needs != "" && row.needs != "ws" && row.needs != "tls" {
+		if row.needs != "" && row.needs != "ws" && row.needs != "tls" && row.needs != "socks" {
 			t.Errorf("%s: needs %q", row.key, row.needs)
 		}
 		if row.optional && row.arg == "" {

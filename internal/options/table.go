@@ -275,7 +275,7 @@ var table = []option{
 		key: "proxy-auth", arg: "<user:password>|file:<path>|command:<program>", sides: client, group: "Network", optional: true,
 		help: "user and password for the proxy, of proxy or of the environment; a file, or what a program prints, is read " +
 			"anew for each connection",
-		set: func(o *Options, v string) error { return setProxyAuth(&o.ProxyAuth, v) },
+		set: func(o *Options, v string) error { return setLogin(&o.ProxyAuth, "proxy-auth", v) },
 	},
 	{
 		key: "dns", arg: "<server>", sides: client, group: "Network", optional: true,
@@ -300,6 +300,12 @@ var table = []option{
 		help: "let programs choose where to, with SOCKS5 or HTTP CONNECT on the listen address, as far as the edge's targets allow; " +
 			"socks://host:port in place of the listen address says the same",
 		set: func(o *Options, _ string) error { o.Socks = true; return nil },
+	},
+	{
+		key: "socks-auth", arg: "<user:password>|file:<path>|command:<program>", sides: client, group: "Local programs", needs: "socks",
+		help: "ask programs of socks for this user and password, in SOCKS5 and HTTP; a file, or what a program prints, is read at " +
+			"start and by raimonc reload",
+		set: func(o *Options, v string) error { return setLogin(&o.SocksAuth, "socks-auth", v) },
 	},
 	{
 		key: "pool", arg: "<number>", sides: client, group: "Local programs",

@@ -210,21 +210,22 @@ func checkElsewhere(v, hint string) (bool, error) {
 	return false, nil
 }
 
-func setProxyAuth(field *string, v string) error {
-	const hint = "write proxy-auth=file:/path, proxy-auth=command:program, or proxy-auth=user:password"
+// setLogin takes where a user and a password are found, or these. Errors hold nothing of them.
+func setLogin(field *string, key, v string) error {
+	hint := fmt.Sprintf("write %[1]s=file:/path, %[1]s=command:program, or %[1]s=user:password", key)
 	isElsewhere, err := checkElsewhere(v, hint)
 	if err != nil {
 		return err
 	}
-	if !isElsewhere && !IsProxyAuth(v) {
+	if !isElsewhere && !IsLogin(v) {
 		return problem("it is not user:password, or holds a control character", hint)
 	}
 	*field = v
 	return nil
 }
 
-// IsProxyAuth tells whether v is a user, a colon and a password, of which no byte is a control character.
-func IsProxyAuth(v string) bool {
+// IsLogin tells whether v is a user, a colon and a password, of which no byte is a control character.
+func IsLogin(v string) bool {
 	return strings.Index(v, ":") > 0 && !strings.ContainsFunc(v, unicode.IsControl)
 }
 
