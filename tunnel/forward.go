@@ -148,6 +148,7 @@ type Session struct {
 	accepted, dialed Conn // bare; ours to close
 	begin            time.Time
 	relay            *relay // nil: the tunnel did not come about
+	answered         bool   // whoever is on the accepted side has been told why, and leaves
 	ended            func(*Session, error)
 }
 
@@ -257,7 +258,7 @@ func (s *Session) handshakes(limited context.Context, accepted Conn) (a, dialed 
 	}
 	if err != nil {
 		err = withCause(limited, err)
-		refuse(accepted, err)
+		s.answered = refuse(accepted, err)
 		return nil, nil, unreachedError{err}
 	}
 	a, err = answer(limited, accepted)
@@ -301,8 +302,10 @@ func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
 // openOwn has Forwarder.Open reach the other side.
 func (s *Session) openOwn(accepted Conn) (Conn, error) {
 	s.info.stopLimit()
-	ctx, stop := s.info.UntilDraining(s.ctx)
-	defer stop()
+	ctx := s.ctx
+	if s.draining != nil {
+		ctx = s.draining // which ends no later
+	}
 	c, err := s.f.Open(ctx, accepted, &s.info)
 	s.dialed = c
 	return c, err
@@ -366,7 +369,7 @@ func (s *Session) verdict(err error) (slog.Level, string) {
 	switch {
 	case err == nil:
 		return s.f.Level, tunnelClosed
-	case isStray(err) || s.info.Sent+s.Sent()+s.Received() == 0 && hasLeft(s.accepted), isTold(err):
+	case isStray(err) || !s.answered && s.info.Sent+s.Sent()+s.Received() == 0 && hasLeft(s.accepted), isTold(err):
 		// Whoever probes a port is gone before there is anything to say.
 		return slog.LevelDebug, noTunnel
 	case IsReset(err) && !isUnreached(err):
@@ -392,13 +395,15 @@ func (f *Forwarder) limit(ctx context.Context, info *Info) (context.Context, fun
 }
 
 // refuse ends an accepted connection for which there is nobody on the other side, because of err.
-func refuse(accepted Conn, err error) {
+// It tells whether the peer has been told so.
+func refuse(accepted Conn, err error) (told bool) {
 	if waiting, ok := accepted.(Answering); ok {
 		if _, failed := waiting.Answer(err); failed == nil {
-			return
+			return true
 		}
 	}
 	reset(accepted)
+	return false
 }
 
 // withCause prefers the reason for which ctx ended to what that led to.

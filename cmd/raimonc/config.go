@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -100,18 +101,16 @@ func (f *follower) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if all.logLevel != "" && f.job.Options.LogLevel == "" {
-		f.job.SetLogLevel(all.logLevel)
-	}
-	for _, warning := range all.warnings {
-		f.job.Log.Warn(warning)
-	}
 	tunnels, err := all.build(ctx, f.job)
 	if err != nil {
 		return err
 	}
 	if err := f.client.Apply(ctx, tunnels); err != nil {
 		return all.aboutListener(err)
+	}
+	f.job.SetLogLevel(cmp.Or(f.job.Options.LogLevel, all.logLevel))
+	for _, warning := range all.warnings {
+		f.job.Log.Warn(warning)
 	}
 	return nil
 }

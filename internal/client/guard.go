@@ -49,19 +49,31 @@ type guard struct {
 	wake chan struct{} // nil: nobody looks
 }
 
-// watched is a connection to an edge in use.
+// watched is a connection to an edge in use. There may be thousands, most of them idle: what only matters for one that
+// is not well is kept apart.
 type watched struct {
-	link *link
-	conn net.Conn // the bottom
-	cut  func(error)
+	link    *link
+	conn    net.Conn                          // the bottom
+	opening func(error)                       // cuts it before there is a tunnel
+	session session                           // nil: there is no tunnel yet
+	health  func(conn net.Conn) tunnel.Health // of conn
 
-	health func() tunnel.Health // of conn
+	known    int64  // what the tunnel had sent when it was last looked at
+	rest     int64  // until when nobody looks at it, unless it sends something; Unix nanoseconds
+	answers  uint64 // when it was last well
+	dead     error  // why it was cut; nil: it was not
+	*trouble        // never nil
+}
 
-	sent  func() int64 // by the tunnel; nil: there is none yet
-	known int64        // what it had sent when it was last looked at
-	rest  time.Time    // until when nobody looks at it, unless it sends something
+// session is a tunnel.Session.
+type session interface {
+	Cut(error)
+	Sent() int64
+	Received() int64
+}
 
-	answers uint64    // when it was last well
+// trouble is what is known of a connection that is not well.
+type trouble struct {
 	stalled time.Time // when it was first seen with something that is not answered since; zero: it is well
 	proven  time.Time // when the network was found to work, while it is stalled; zero: it was not
 	asked   uint32    // retransmissions when it was proven
@@ -70,12 +82,22 @@ type watched struct {
 	quick   time.Time // since when its keep-alives come fast; zero: they do not
 	atQuick uint64    // answers by then
 	moved   time.Time // when its address was first missed; zero: it is there
-	dead    error     // why it was cut; nil: it was not
+}
+
+// none is the trouble of a connection that has none. It is never written to.
+var none trouble
+
+// own makes the trouble of w its own, to be written to.
+func (w *watched) own() *trouble {
+	if w.trouble == &none {
+		w.trouble = new(trouble)
+	}
+	return w.trouble
 }
 
 // watch looks after c until leave. It calls cut when c is dead.
 func (g *guard) watch(l *link, c tunnel.Conn, cut func(error)) *watched {
-	w := &watched{link: l, conn: tunnel.Bottom(c), cut: cut, health: func() tunnel.Health { return tunnel.HealthOf(c) }}
+	w := &watched{link: l, conn: tunnel.Bottom(c), opening: cut, health: tunnel.HealthOf, trouble: &none}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.all == nil {
@@ -88,13 +110,22 @@ func (g *guard) watch(l *link, c tunnel.Conn, cut func(error)) *watched {
 	return w
 }
 
-// entrust makes w the guard of a tunnel that has sent so much: its cut is called at once if w has been found dead meanwhile.
-func (g *guard) entrust(w *watched, cut func(error), sent func() int64) {
+// entrust makes w the guard of a tunnel, which is cut at once if w has been found dead meanwhile.
+func (g *guard) entrust(w *watched, s session) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	w.cut, w.sent = cut, sent
+	w.session, w.opening = s, nil
 	if w.dead != nil {
-		cut(w.dead)
+		s.Cut(w.dead)
+	}
+}
+
+// cut ends w because of cause.
+func (w *watched) cut(cause error) {
+	if w.session != nil {
+		w.session.Cut(cause)
+	} else {
+		w.opening(cause)
 	}
 }
 
@@ -110,6 +141,18 @@ func (g *guard) leave(w *watched) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.all, w)
+}
+
+// traffic is what the open tunnels of l have carried, in bytes.
+func (g *guard) traffic(l *link) (sent, received int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for w := range g.all {
+		if w.link == l && w.session != nil {
+			sent, received = sent+w.session.Sent(), received+w.session.Received()
+		}
+	}
+	return sent, received
 }
 
 // poke has run look now. The caller holds mu.
@@ -172,11 +215,11 @@ func (g *guard) look(now time.Time) (unproven []*link, pause time.Duration) {
 // isIdle tells whether w was well when it was last looked at, and has sent nothing since. A Ping of ours is noticed a
 // little later.
 func (w *watched) isIdle(now time.Time) bool {
-	if w.sent == nil || w.link.proof.due || !w.stalled.IsZero() || !w.quick.IsZero() {
+	if w.session == nil || w.link.proof.due || !w.stalled.IsZero() || !w.quick.IsZero() {
 		return false
 	}
-	if sent := w.sent(); sent != w.known || !now.Before(w.rest) {
-		w.known, w.rest = sent, now.Add(idleRest)
+	if sent := w.session.Sent(); sent != w.known || now.UnixNano() >= w.rest {
+		w.known, w.rest = sent, now.Add(idleRest).UnixNano()
 		return false
 	}
 	return true
@@ -184,10 +227,10 @@ func (w *watched) isIdle(now time.Time) bool {
 
 // look tells whether nothing is missed of w, and whether it matters to w that the network is found to work.
 func (w *watched) look(now time.Time) (isWell, wants bool) {
-	h := w.health()
+	h := w.health(w.conn)
 	waits := h.InFlight > 0 || h.Probes > 0
 	if !w.quick.IsZero() && (h.Answers >= w.atQuick+2 || !waits && now.Sub(w.quick) > quickFor) {
-		w.quick = time.Time{}
+		w.own().quick = time.Time{}
 		w.keepAlive(net.KeepAliveConfig{Enable: true})
 	}
 	// While keep-alives come fast, what the peer sends again and again makes the kernel take them for answered.
@@ -198,29 +241,35 @@ func (w *watched) look(now time.Time) (isWell, wants bool) {
 		return w.quick.IsZero(), false
 	}
 	if w.stalled.IsZero() {
-		w.stalled = now
+		w.own().stalled = now
 	}
 	if w.proven.IsZero() {
 		wants = h.Timeouts >= 2 || now.Sub(w.stalled) >= stallTime
 		if wants && !w.hurried {
-			w.hurried = true
+			w.own().hurried = true
 			hurry(w.conn, true)
 		}
 		return false, wants
 	}
 	isAsked := h.Retransmitted > w.asked || !w.quick.IsZero() && now.Sub(w.quick) >= 2*quickPause && now.Sub(w.proven) >= 2*quickPause
 	if w.late.IsZero() && (isAsked || now.Sub(w.proven) >= askTime) {
-		w.late = now
+		w.own().late = now
 	}
 	return false, !w.late.IsZero() && now.Sub(w.late) >= max(answerTime, 3*h.RoundTrip)
 }
 
 // recover notes that w is well.
 func (w *watched) recover(h tunnel.Health) {
-	w.stalled, w.proven, w.late, w.answers = time.Time{}, time.Time{}, time.Time{}, h.Answers
+	w.answers = h.Answers
+	if w.trouble == &none {
+		return
+	}
 	if w.hurried {
-		w.hurried = false
 		hurry(w.conn, false)
+	}
+	w.stalled, w.proven, w.late, w.hurried = time.Time{}, time.Time{}, time.Time{}, false
+	if w.quick.IsZero() && w.moved.IsZero() {
+		w.trouble = &none
 	}
 }
 
@@ -232,11 +281,11 @@ func (w *watched) keepAlive(config net.KeepAliveConfig) {
 
 // hasten has the peer asked for a sign of life every second.
 func (w *watched) hasten() {
-	count, h := quickCount, w.health()
+	count, h := quickCount, w.health(w.conn)
 	if h.Known {
 		count = 100 // it is for us to say when it is dead
 	}
-	w.quick, w.atQuick = time.Now(), h.Answers
+	w.own().quick, w.own().atQuick = time.Now(), h.Answers
 	w.keepAlive(net.KeepAliveConfig{Enable: true, Idle: quickPause, Interval: quickPause, Count: count})
 }
 
@@ -318,23 +367,27 @@ func (g *guard) judge(l *link, began time.Time, err error, own map[netip.Addr]bo
 func (w *watched) judge(began time.Time, works, changed bool, own map[netip.Addr]bool) (cause error, isMoving bool) {
 	switch {
 	case !works:
-		w.proven, w.late = time.Time{}, time.Time{}
+		if w.trouble != &none {
+			w.proven, w.late = time.Time{}, time.Time{}
+		}
 		return nil, false
 	case own != nil && w.hasMoved(own):
 		if w.moved.IsZero() {
-			w.moved = time.Now()
+			w.own().moved = time.Now()
 		}
 		if time.Since(w.moved) >= moveTime {
 			return ErrMoved, false
 		}
 		return nil, true
 	}
-	w.moved = time.Time{}
-	h := w.health()
+	if !w.moved.IsZero() {
+		w.moved = time.Time{}
+	}
+	h := w.health(w.conn)
 	switch {
 	case w.stalled.IsZero() || h.Answers != w.answers:
 	case w.proven.IsZero():
-		w.proven, w.asked = time.Now(), h.Retransmitted
+		w.own().proven, w.own().asked = time.Now(), h.Retransmitted
 	case !w.late.IsZero() && began.Sub(w.late) >= max(answerTime, 3*h.RoundTrip):
 		return ErrForgotten, false
 	}

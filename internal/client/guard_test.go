@@ -37,7 +37,7 @@ func newPatient(t testing.TB, address string) *patient {
 	o, _ := newOutage(time.Minute)
 	p := &patient{t: t, guard: &o.link.client.guard, now: tunnel.Health{Known: true, Answers: 1000, RoundTrip: 20 * time.Millisecond}}
 	p.watched = p.guard.watch(o.link, &local{address: address}, func(err error) { p.cutWith = err })
-	p.health = func() tunnel.Health { return p.now }
+	p.health = func(net.Conn) tunnel.Health { return p.now }
 	return p
 }
 
@@ -332,7 +332,7 @@ func TestGuardWakes(t *testing.T) {
 		looks := 0
 		w := g.watch(o.link, &local{address: "127.0.0.1"}, func(error) {})
 		g.mu.Lock()
-		w.health = func() tunnel.Health { looks++; return tunnel.Health{Known: true} }
+		w.health = func(net.Conn) tunnel.Health { looks++; return tunnel.Health{Known: true} }
 		g.mu.Unlock()
 		time.Sleep(20*time.Second - time.Millisecond)
 		g.mu.Lock()
@@ -384,12 +384,21 @@ func TestDeadBeforeOpen(t *testing.T) {
 func TestDeadWhileEntrusted(t *testing.T) {
 	p := newPatient(t, "192.0.2.2")
 	p.guard.end(p.watched, ErrMoved)
-	var told error
-	p.guard.entrust(p.watched, func(err error) { told = err }, nil)
-	if p.cutWith != ErrMoved || told != ErrMoved {
-		t.Errorf("cut with %v, and then with %v", p.cutWith, told)
+	told := new(doomed)
+	p.guard.entrust(p.watched, told)
+	if p.cutWith != ErrMoved || told.cutWith != ErrMoved {
+		t.Errorf("cut with %v, and then with %v", p.cutWith, told.cutWith)
 	}
 }
+
+// doomed is a session that notes why it is cut.
+type doomed struct{ cutWith error }
+
+func (d *doomed) Cut(err error) { d.cutWith = err }
+
+func (d *doomed) Sent() int64 { return 0 }
+
+func (d *doomed) Received() int64 { return 0 }
 
 // The kernel of a peer that reads nothing answers, so the guard has nothing to ask.
 func TestPeerThatReadsNothing(t *testing.T) {

@@ -79,8 +79,7 @@ func (l *link) serve(ctx, draining context.Context, local tunnel.Conn, ended fun
 
 // opened is told of each tunnel.
 func (l *link) opened(s *tunnel.Session) {
-	l.client.guard.entrust(s.Info().Route.(*watched), s.Cut, s.Sent)
-	l.stats.opened(s)
+	l.client.guard.entrust(s.Info().Route.(*watched), s)
 }
 
 // networkChanged gives up what belonged to the old network.

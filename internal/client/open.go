@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"time"
 
@@ -32,7 +33,7 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 			}
 		}
 		// Until the target is there another connection can take the place of one that is dead.
-		w := l.client.guard.watch(l, r.conn, func(error) { r.conn.SetDeadline(past) })
+		w := l.client.guard.watch(l, r.conn, r.declareDead)
 		err = l.begin(ctx, r, said, info.Target)
 		if err == nil {
 			info.Route = w
@@ -44,7 +45,7 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 		l.client.guard.leave(w)
 		r.conn.Close()
 		var target *tunnel.TargetError
-		if errors.As(err, &target) || ctx.Err() != nil || said.err != nil || tries == maxTries {
+		if errors.As(err, &target) || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil || said.err != nil || tries == maxTries {
 			return nil, err
 		}
 		l.log().Debug("another connection is tried", "error", err)
@@ -69,7 +70,7 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	}
 	cut := context.AfterFunc(ctx, func() { r.conn.SetDeadline(past) })
 	defer cut()
-	late := time.AfterFunc(l.timeout(), func() { r.conn.SetDeadline(past) })
+	late := time.AfterFunc(l.timeout()+edgeHeadStart, func() { r.conn.SetDeadline(past) })
 	defer late.Stop()
 	if err := tunnel.Take(r.conn, target); err != nil {
 		return err
@@ -83,6 +84,8 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case r.dead.Load() != nil:
+		return *r.dead.Load()
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return tunnel.ErrTimeout
 	case !cut() || !late.Stop():
@@ -90,6 +93,10 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	}
 	return err
 }
+
+// edgeHeadStart is how much longer than itself an edge with the same time limit may take to say that its target does not
+// answer.
+const edgeHeadStart = 2 * time.Second
 
 // said is what a program says while nobody knows yet whether its target is there.
 type said struct {
@@ -139,7 +146,7 @@ func (s *said) again(conn tunnel.Conn) error {
 const sayLimit = 10 * time.Second
 
 // hear listens to a program while there is no connection for it, until stop. It calls leave when the program goes:
-// with a reset, or with an end before it has said anything.
+// with a reset, or with an end before it has said anything, which of a TCP connection is its Close nearly always.
 func (s *said) hear(leave func(error)) (stop func()) {
 	if !s.listens {
 		return func() {}
@@ -148,7 +155,8 @@ func (s *said) hear(leave func(error)) (stop func()) {
 	go func() {
 		defer close(ended)
 		s.listen(nil)
-		if s.err != nil || s.ended && len(s.text) == 0 {
+		_, isTCP := s.local.(*net.TCPConn)
+		if s.err != nil || isTCP && s.ended && len(s.text) == 0 {
 			leave(errLeft)
 		}
 	}()

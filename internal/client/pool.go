@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"raimon/tunnel"
@@ -231,7 +232,8 @@ type ready struct {
 	heard []byte        // what came before it was claimed
 	err   error
 
-	refused error // why the edge has not reached the target that was named in the handshake
+	dead    atomic.Pointer[error] // why nobody is to wait for it any more
+	refused error                 // why the edge has not reached the target that was named in the handshake
 }
 
 func newReady(conn tunnel.Conn) *ready {
@@ -281,6 +283,12 @@ func (r *ready) isAlive(ahead time.Duration) bool {
 	default:
 		return true
 	}
+}
+
+// declareDead wakes whoever waits for r, because of cause.
+func (r *ready) declareDead(cause error) {
+	r.dead.Store(&cause)
+	r.conn.SetDeadline(past)
 }
 
 // opened waits until the edge says that the target is there.

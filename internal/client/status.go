@@ -50,6 +50,7 @@ func (c *Client) Status() []Status {
 		if s.Since = since; cause != nil {
 			s.Error = cause.Error()
 		}
+		s.Sent, s.Received = c.guard.traffic(l)
 		l.stats.fill(&s)
 		all = append(all, s)
 	}
@@ -59,8 +60,7 @@ func (c *Client) Status() []Status {
 // stats are the numbers of a link.
 type stats struct {
 	mu             sync.Mutex
-	open           map[*tunnel.Session]bool
-	pending        int // connections that are no tunnels yet
+	open           int // connections of programs
 	total          atomic.Int64
 	sent, received int64
 	reachedAt      time.Time
@@ -72,30 +72,15 @@ type stats struct {
 func (s *stats) began() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pending++
+	s.open++
 	s.total.Add(1)
-}
-
-// opened is told of each tunnel.
-func (s *stats) opened(session *tunnel.Session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open == nil {
-		s.open = make(map[*tunnel.Session]bool)
-	}
-	s.open[session] = true
-	s.pending--
 }
 
 // ended is told of each connection, tunnel or not.
 func (s *stats) ended(session *tunnel.Session, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open[session] {
-		delete(s.open, session)
-	} else {
-		s.pending--
-	}
+	s.open--
 	s.sent += session.Sent()
 	s.received += session.Received()
 	if err != nil && !tunnel.IsReset(err) {
@@ -114,12 +99,8 @@ func (s *stats) reached(c tunnel.Conn) {
 func (s *stats) fill(to *Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	to.Open, to.Total = len(s.open)+s.pending, s.total.Load()
-	to.Sent, to.Received = s.sent, s.received
-	for session := range s.open {
-		to.Sent += session.Sent()
-		to.Received += session.Received()
-	}
+	to.Open, to.Total = s.open, s.total.Load()
+	to.Sent, to.Received = to.Sent+s.sent, to.Received+s.received
 	to.Reached, to.RoundTrip = s.reachedAt, s.roundTrip
 	if s.failure != nil {
 		to.LastError, to.LastErrorAt = s.failure.Error(), s.failedAt
