@@ -125,10 +125,13 @@ func serviceState(ctx context.Context, s *autostart.Service) (string, error) {
 	return state.Text, err
 }
 
-// explained says how what is not there gets there.
+// explained says how what is not there gets there, and what to do about a file of the same name.
 func explained(err error, file string) error {
 	if errors.Is(err, autostart.ErrNotInstalled) {
 		return &autostart.Error{Text: err.Error(), Fix: "raimonc service install -config " + file, Err: err}
+	}
+	if errors.Is(err, autostart.ErrOther) {
+		return &autostart.Error{Text: err.Error(), Fix: "the service is named after its file, and another file has this name: call one of them otherwise", Err: err}
 	}
 	return err
 }

@@ -44,3 +44,6 @@ func (e *Error) Hint() string { return e.Fix }
 
 // ErrNotInstalled is wrapped in the error of whatever needs a service that is not there.
 var ErrNotInstalled = errors.New("it is not installed")
+
+// ErrOther is wrapped in the error of whatever is asked of a service of that name that has other arguments.
+var ErrOther = errors.New("a service of this name is installed, but starts something else")

@@ -12,6 +12,8 @@ import (
 
 func (s *Service) notInstalled() error { return fmt.Errorf("%s: %w", s.Name, ErrNotInstalled) }
 
+func (s *Service) isOther() error { return fmt.Errorf("%s: %w", s.Name, ErrOther) }
+
 func (s *Service) installedAlready(where string) error {
 	return &Error{Text: fmt.Sprintf("%s is installed already: %s", s.Name, where), Fix: "uninstall it first, to have it made anew"}
 }

@@ -20,6 +20,9 @@ func (s *Service) Install(context.Context) (string, error) {
 		return "", err
 	}
 	if _, err := m.Status(); err == nil {
+		if err := s.checkArguments(); err != nil {
+			return "", err
+		}
 		return "", s.installedAlready(m.Platform())
 	}
 	return s.Name + " of " + m.Platform(), told(m.Install())
@@ -63,6 +66,9 @@ func (s *Service) do(action func(service.Service) error) error {
 	}
 	if _, err := m.Status(); errors.Is(err, service.ErrNotInstalled) {
 		return s.notInstalled()
+	}
+	if err := s.checkArguments(); err != nil {
+		return told(err)
 	}
 	return told(action(m))
 }

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/kardianos/service"
+	"golang.org/x/sys/windows"
+	"golang.org/x/sys/windows/svc/mgr"
 )
 
 // account has few rights: the file of the configuration may well be open to programs that are no administrator's.
@@ -20,6 +23,37 @@ func options() service.KeyValue {
 		service.StartType: service.ServiceStartAutomatic,
 		service.OnFailure: service.OnFailureRestart, service.OnFailureDelayDuration: "5s", service.OnFailureResetPeriod: 3600,
 	}
+}
+
+// checkArguments tells whether the service of this name has other arguments. Everybody may ask that.
+func (s *Service) checkArguments() error {
+	m, err := windows.OpenSCManager(nil, nil, windows.SC_MANAGER_CONNECT)
+	if err != nil {
+		return fmt.Errorf("service manager: %w", err)
+	}
+	defer windows.CloseServiceHandle(m)
+	name, err := windows.UTF16PtrFromString(s.Name)
+	if err != nil {
+		return err
+	}
+	handle, err := windows.OpenService(m, name, windows.SERVICE_QUERY_CONFIG)
+	if err != nil {
+		return fmt.Errorf("service %s: %w", s.Name, err)
+	}
+	installed := &mgr.Service{Name: s.Name, Handle: handle}
+	defer installed.Close()
+	config, err := installed.Config()
+	if err != nil {
+		return fmt.Errorf("service %s: %w", s.Name, err)
+	}
+	arguments := ""
+	for _, a := range s.Arguments {
+		arguments += " " + windows.EscapeArg(a)
+	}
+	if !strings.HasSuffix(config.BinaryPathName, arguments) {
+		return s.isOther()
+	}
+	return nil
 }
 
 // LogHint says where the log is.

@@ -31,6 +31,9 @@ func (s *Service) Install(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if err := write(file, s.unit()); errors.Is(err, fs.ErrExist) {
+		if err := s.installed(); errors.Is(err, ErrOther) {
+			return "", err
+		}
 		return "", s.installedAlready(file)
 	} else if err != nil {
 		return "", err
@@ -114,15 +117,25 @@ func (s *Service) State(ctx context.Context) (State, error) {
 // LogHint says where the log is.
 func (s *Service) LogHint() string { return "journalctl --user -u " + s.Name + " shows its log" }
 
+// installed tells whether s is, and not another one of its name.
 func (s *Service) installed() error {
 	file, err := s.unitFile()
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+	unit, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
 		return s.notInstalled()
 	}
-	return nil
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(unit)) {
+		if strings.HasPrefix(line, "ExecStart=") && strings.HasSuffix(strings.TrimSpace(line), quoted(s.Arguments)) {
+			return nil
+		}
+	}
+	return s.isOther()
 }
 
 func (s *Service) unitName() string { return s.Name + ".service" }
@@ -164,12 +177,17 @@ func (s *Service) unit() string {
 
 // commandLine quotes for systemd.service(5). Variables are looked for in arguments alone.
 func (s *Service) commandLine(arguments []string) string {
+	return `"` + strings.ReplaceAll(s.Program, "%", "%%") + `"` + quoted(arguments)
+}
+
+// quoted is arguments as they stand behind a program, each after a space.
+func quoted(arguments []string) string {
 	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`, `%`, `%%`, `$`, `$$`)
-	words := []string{`"` + strings.ReplaceAll(s.Program, "%", "%%") + `"`}
+	var b strings.Builder
 	for _, a := range arguments {
-		words = append(words, `"`+escape.Replace(a)+`"`)
+		b.WriteString(` "` + escape.Replace(a) + `"`)
 	}
-	return strings.Join(words, " ")
+	return b.String()
 }
 
 func (s *Service) systemctl(ctx context.Context, args ...string) error {
