@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -11,6 +14,8 @@ import (
 type stdio struct {
 	in, out net.Conn // our ends
 	written chan struct{}
+
+	inError, outError atomic.Pointer[error] // of the files; set before the pipe ends
 }
 
 func newStdio(in io.Reader, out io.WriteCloser) *stdio {
@@ -18,12 +23,18 @@ func newStdio(in io.Reader, out io.WriteCloser) *stdio {
 	outOurs, outTheirs := net.Pipe()
 	c := &stdio{in: inOurs, out: outOurs, written: make(chan struct{})}
 	go func() {
-		io.Copy(inTheirs, in)
+		_, err := io.Copy(inTheirs, in)
+		if err != nil {
+			c.inError.Store(&err)
+		}
 		inTheirs.Close()
 	}()
 	go func() {
 		defer close(c.written)
-		io.Copy(out, outTheirs)
+		_, err := io.Copy(out, outTheirs)
+		if err != nil {
+			c.outError.Store(&err)
+		}
 		outTheirs.Close() // a reader that has gone away makes our writes fail
 		out.Close()
 	}()
@@ -33,9 +44,23 @@ func newStdio(in io.Reader, out io.WriteCloser) *stdio {
 // flush waits until standard output has everything.
 func (c *stdio) flush() { <-c.written }
 
-func (c *stdio) Read(p []byte) (int, error)  { return c.in.Read(p) }
-func (c *stdio) Write(p []byte) (int, error) { return c.out.Write(p) }
-func (c *stdio) CloseWrite() error           { return c.out.Close() }
+func (c *stdio) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	if cause := c.inError.Load(); err == io.EOF && cause != nil {
+		err = fmt.Errorf("standard input: %w", *cause) // a target must not take it for the end
+	}
+	return n, err
+}
+
+func (c *stdio) Write(p []byte) (int, error) {
+	n, err := c.out.Write(p)
+	if cause := c.outError.Load(); errors.Is(err, io.ErrClosedPipe) && cause != nil {
+		err = fmt.Errorf("standard output: %w", *cause)
+	}
+	return n, err
+}
+
+func (c *stdio) CloseWrite() error { return c.out.Close() }
 
 func (c *stdio) Close() error {
 	c.in.Close()

@@ -148,7 +148,11 @@ func (o *outage) tell(began time.Time, err error) {
 		if o.link.Wait > 0 && !isFinal(err) {
 			trying = slog.String("trying_for", o.link.Wait.String())
 		}
-		log.Warn("the edge cannot be reached", "remote", o.link.Remote, "error", err, o.link.client.hint(err), trying)
+		level := slog.LevelWarn
+		if o.link.client.Quiet && (isFinal(err) || o.link.Wait == 0) {
+			level = slog.LevelDebug // the caller of Handle has it at once
+		}
+		log.Log(context.Background(), level, "the edge cannot be reached", "remote", o.link.Remote, "error", err, o.link.client.hint(err), trying)
 		if o.since.IsZero() {
 			o.since = time.Now()
 		}
