@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -164,6 +166,11 @@ func (all *profiles) complete(p *profile, settings []options.Setting) (err error
 			return all.about(p.name, err)
 		}
 	}
+	for _, key := range p.without {
+		if has(settings, key) {
+			return all.file.Wrong(p.name+"."+key, key+" is false, while the URL says "+key, "remove this line, or write another scheme in the URL: wss, ws, tls or tcp, or no socks://")
+		}
+	}
 	own := settings // of a default that is a list, each item counts
 	for _, s := range all.defaults {
 		needs := options.Needs(options.Client, s.Key)
@@ -273,27 +280,74 @@ func (all *profiles) about(name string, err error) error {
 	if !errors.As(err, &option) {
 		return all.file.Wrong(name, err.Error(), command.Hint(err))
 	}
-	return all.file.Wrong(name+"."+option.Option, fmt.Sprintf("%s: %s", cmp.Or(option.Option, name), option.Problem), inFile(option.Hint))
+	return all.file.Wrong(all.place(name, option.Option), fmt.Sprintf("%s: %s", cmp.Or(option.Option, name), option.Problem), inFile(option.Hint))
+}
+
+// place is where the option of a tunnel stands, which may be among the defaults.
+func (all *profiles) place(name, option string) string {
+	if path := defaultsTable + "." + option; all.file.Line(name+"."+option) == 0 && all.file.Line(path) != 0 {
+		return path
+	}
+	return name + "." + option
 }
 
 // optionInHint is an option as a hint has it for a command line.
-var optionInHint = regexp.MustCompile(`\b([a-zA-Z-]+)=([^\s;,]+);?`)
+var optionInHint = regexp.MustCompile(`\b([a-zA-Z-]+)=((?:Name: )?(?:<[^>]*>|[^\s;,()]+))(;?)`)
 
 // inFile writes the options of a hint as a config file has them.
-func inFile(hint string) string { return optionInHint.ReplaceAllString(hint, `$1 = "$2" `) }
+func inFile(hint string) string {
+	return optionInHint.ReplaceAllStringFunc(hint, func(option string) string {
+		m := optionInHint.FindStringSubmatch(option)
+		between := ""
+		if m[3] != "" {
+			between = " and " // what a semicolon divides goes on two lines
+		}
+		return fmt.Sprintf("%s = %q%s", m[1], m[2], between)
+	})
+}
 
 // checkAddresses refuses two tunnels on one address.
 func (all *profiles) checkAddresses() error {
-	owners := make(map[string]string)
+	type owned struct{ address, by string }
+	var taken []owned
 	for _, p := range all.tunnels {
 		for _, address := range p.listen {
-			if other := owners[address]; other != "" {
-				return all.file.Wrong(p.name+".listen", fmt.Sprintf("%s listens on %s already", other, address), "each tunnel has an address of its own")
+			for _, other := range taken {
+				if collide(address, other.address) && (other.by != p.name || address == other.address) {
+					return all.file.Wrong(p.name+".listen", fmt.Sprintf("%s listens on %s already", other.by, other.address), "each tunnel has an address of its own")
+				}
 			}
-			owners[address] = p.name
+			taken = append(taken, owned{address, p.name})
 		}
 	}
 	return nil
+}
+
+// collide tells whether nobody can listen on both. Where only the system knows, which it may of names and of all
+// addresses of IPv6, it is asked at the start.
+func collide(a, b string) bool {
+	if a == b {
+		return true
+	}
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" || strings.HasPrefix(a, "unix:") || strings.HasPrefix(b, "unix:") {
+		return false
+	}
+	if hostA == "" || hostB == "" {
+		return true
+	}
+	ipA, ipB := literal(hostA), literal(hostB)
+	return ipA.IsValid() && ipB.IsValid() && ipA.Is4() == ipB.Is4() && (ipA == ipB || ipA.IsUnspecified() || ipB.IsUnspecified())
+}
+
+// literal is the address that host is, if it is one.
+func literal(host string) netip.Addr {
+	if strings.EqualFold(host, "localhost") {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1}) // as package net listens there
+	}
+	ip, _ := netip.ParseAddr(host)
+	return ip.Unmap()
 }
 
 // optionInError is how an error that is about an option begins.
@@ -321,11 +375,11 @@ func (p *profile) job(whole *command.Job) *command.Job {
 
 // aboutBuild puts the mistake that newTunnel has found where it stands in the file.
 func (all *profiles) aboutBuild(p *profile, err error) error {
-	key, problem := "", err.Error()
+	path, problem := p.name, err.Error()
 	if m := optionInError.FindStringSubmatch(problem); m != nil {
-		key, problem = "."+m[1], m[1]+problem[len(m[0])-2:]
+		path, problem = all.place(p.name, m[1]), m[1]+problem[len(m[0])-2:]
 	}
-	return all.file.Wrong(p.name+key, problem, inFile(command.Hint(err)))
+	return all.file.Wrong(path, problem, inFile(command.Hint(err)))
 }
 
 // aboutListener puts the mistake of a listen address where it stands in the file.

@@ -265,6 +265,9 @@ func (i *invocation) wordFix(word string) string {
 			return fmt.Sprintf("did you mean %s %s?", i.Side, c.Name)
 		}
 	}
+	if strings.HasSuffix(word, ".toml") && i.RunConfig != nil {
+		return fmt.Sprintf("to start with that file: %s -config %s", i.Side, word)
+	}
 	if strings.Contains(word, ".") {
 		return "an address ends with its port: write " + word + ":443"
 	}

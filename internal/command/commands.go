@@ -30,6 +30,9 @@ type Action struct {
 	Warnings bool   // it tells of Options.Warnings itself
 }
 
+// configArgument is the Argument that -config may name as well.
+const configArgument = "file"
+
 // command returns nil if p has none of that name.
 func (p *Program) command(name string) *Command {
 	n := slices.IndexFunc(p.Commands, func(c Command) bool { return c.Name == name })
@@ -72,6 +75,8 @@ func (i *invocation) parseAction(c *Command, action Action, flags flagValues, wo
 	}
 	byName := action.Edge && flags.config != ""
 	switch {
+	case action.Argument == configArgument && flags.config != "" && len(words) == 0:
+		job.Argument, job.Config = flags.config, ""
 	case byName && len(words) == 0, action.Argument == "":
 	case len(words) == 0 || isOptions(words[0]):
 		return &ConfigError{fmt.Errorf("%s: the %s is missing", strings.TrimSpace(c.Name+" "+action.Word), action.Argument), called + " " + action.usage() + " [options]"}

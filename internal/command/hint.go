@@ -182,6 +182,8 @@ func networkHint(err error) string {
 		return "the other side, or something between, hangs up: another port, or a filter?"
 	case errors.Is(err, tunnel.ErrTimeout):
 		return "no answer in time: a firewall, a wrong port, or a slow network (timeout= allows more)"
+	case errors.Is(err, fs.ErrNotExist) && inHome(err):
+		return "only a shell knows what ~ is: write the whole path of that folder"
 	case errors.Is(err, fs.ErrNotExist):
 		return "check the path; relative ones start at the folder in which the program was started"
 	case errors.Is(err, syscall.EISDIR):
@@ -190,4 +192,10 @@ func networkHint(err error) string {
 		return "the user that runs this program may not read it: check owner and mode"
 	}
 	return ""
+}
+
+// inHome tells whether err is about a path that begins as shells call the user's folder.
+func inHome(err error) bool {
+	var path *fs.PathError
+	return errors.As(err, &path) && strings.HasPrefix(path.Path, "~")
 }

@@ -61,6 +61,7 @@ func TestHint(t *testing.T) {
 		"too slow by name":   {fmt.Errorf("%w: %w", tunnel.ErrTimeout, &net.DNSError{IsTimeout: true}), "dns="},
 		"too slow":           {tunnel.ErrTimeout, "timeout="},
 		"no such file":       {&fs.PathError{Op: "open", Path: "x", Err: fs.ErrNotExist}, "check the path"},
+		"~ in a path":        {&fs.PathError{Op: "open", Path: "~/x", Err: fs.ErrNotExist}, "only a shell knows"},
 		"unreadable file":    {&fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, "owner and mode"},
 		"no right to listen": {fmt.Errorf("listen: %w", listen(syscall.EPERM)), "root"},
 	} {
