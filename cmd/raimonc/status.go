@@ -30,7 +30,8 @@ its log.
 
 STATE is one of:
   ready                 connections to the edge are open, or wait for programs
-  idle                  none is: the next program to come will show whether the edge is there
+  idle                  none is: the next program to come will show whether the edge is there; without a pool
+                        nobody tries before, also where it was out of reach when last tried
   waiting               the first connection to the edge is being made
   out of reach for ...  the last attempt to reach the edge failed; the reason is below
 
@@ -156,6 +157,11 @@ func list(tunnels []client.Status, now time.Time) string {
 // state is what the help text explains.
 func state(s client.Status, now time.Time) string {
 	switch {
+	case !s.Since.IsZero() && s.Pool == 0 && s.Open == 0: // nobody has tried since
+		if s.LastError != s.Error {
+			return "idle, out of reach when last tried"
+		}
+		return fmt.Sprintf("idle, out of reach when last tried %s ago", text.Span(now.Sub(s.LastErrorAt)))
 	case !s.Since.IsZero():
 		return "out of reach for " + text.Span(now.Sub(s.Since))
 	case s.Ready > 0, s.Open > 0 && !s.Reached.IsZero():
@@ -192,7 +198,7 @@ func poolText(s client.Status) string {
 	if s.Pool == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%d/%d", s.Ready, s.Pool)
+	return fmt.Sprintf("%d/%d", min(s.Ready, s.Pool), s.Pool) // one that is being renewed is there twice
 }
 
 func roundTrip(s client.Status) string {

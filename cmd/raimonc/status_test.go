@@ -89,3 +89,23 @@ func TestStatusOfHostileNetworks(t *testing.T) {
 		}
 	}
 }
+
+// Without a pool nobody tries to reach an edge that no program wants: what is known of it is old.
+func TestStatusOfAnEdgeThatNobodyTries(t *testing.T) {
+	now := time.Now()
+	s := client.Status{Since: now.Add(-time.Hour), Error: "no route", LastError: "no route", LastErrorAt: now.Add(-time.Minute)}
+	for want, change := range map[string]func(*client.Status){
+		"idle, out of reach when last tried 1 min 0 s ago": func(*client.Status) {},
+		"idle, out of reach when last tried":               func(s *client.Status) { s.LastError = "" },
+		"out of reach for 1 h 0 min":                       func(s *client.Status) { s.Open = 1 },
+	} {
+		s := s
+		change(&s)
+		if got := state(s, now); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	if got := poolText(client.Status{Pool: 2, Ready: 3}); got != "2/2" {
+		t.Errorf("pool %q while one is renewed", got)
+	}
+}
