@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -55,6 +56,8 @@ type Forwarder struct {
 	Log *slog.Logger
 	// Level is the level of the line about a tunnel that went well; zero is slog.LevelInfo.
 	Level slog.Level
+
+	leash atomic.Pointer[leash] // of the context of the last session
 }
 
 // Serve forwards what l accepts until ctx ends. It then closes l, lets open tunnels go on for Drain,
@@ -233,7 +236,7 @@ func (s *Session) connect(limited context.Context, cancel func(), accepted Conn)
 		s.close(err)
 		return
 	}
-	s.relay = newRelay(s.ctx, a, b, orDefault(s.f.Linger, time.Minute))
+	s.relay = newRelay(s.f.leashFor(s.ctx), a, b, orDefault(s.f.Linger, time.Minute))
 	if s.f.Opened != nil {
 		s.f.Opened(s)
 	}

@@ -135,14 +135,14 @@ func TestReasonOfNoTunnel(t *testing.T) {
 	ca := tunneltest.NewCA(t)
 	cert := ca.Issue(t, "localhost")
 	for name, test := range map[string]struct {
-		f    tunnel.Forwarder
+		f    *tunnel.Forwarder
 		says string
 		want string
 	}{
-		"nobody listens":   {tunnel.Forwarder{Dial: dialTCP(dead)}, "hello", "dial_refused"},
-		"nobody answers":   {tunnel.Forwarder{Dial: dialNever, Timeout: 50 * time.Millisecond}, "hello", "dial_timeout"},
-		"half a handshake": {tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.TLS{ServerConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}}, Timeout: 50 * time.Millisecond}, "\x16\x03", "timeout"},
-		"a word of the caller's": {tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.WebSocket{}}, Timeout: 50 * time.Millisecond,
+		"nobody listens":   {&tunnel.Forwarder{Dial: dialTCP(dead)}, "hello", "dial_refused"},
+		"nobody answers":   {&tunnel.Forwarder{Dial: dialNever, Timeout: 50 * time.Millisecond}, "hello", "dial_timeout"},
+		"half a handshake": {&tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.TLS{ServerConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}}, Timeout: 50 * time.Millisecond}, "\x16\x03", "timeout"},
+		"a word of the caller's": {&tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.WebSocket{}}, Timeout: 50 * time.Millisecond,
 			Reason: func(_ *tunnel.Info, err error) string { return fmt.Sprintf("because_%t", tunnel.IsTimeout(err)) }}, "GET", "because_true"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -54,7 +54,7 @@ type lingerer interface {
 // Linger is how long one direction may be silent after the other has ended; 0 or less: no limit.
 func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received int64, err error) {
 	over := make(chan struct{})
-	r := newRelay(ctx, a, b, linger)
+	r := newRelay(new(Forwarder).leashFor(ctx), a, b, linger)
 	r.start(func() { close(over) })
 	<-over
 	return r.forth.moved.Load(), r.back.moved.Load(), r.err
@@ -70,7 +70,7 @@ type relay struct {
 
 	running atomic.Int32 // directions
 	over    func()       // called by the last
-	uncut   func() bool  // lets the end of the context pass
+	leash   *leash       // cuts it when ctx ends
 	silent  [2]func()    // end the keepers
 
 	mu      sync.Mutex
@@ -81,8 +81,8 @@ type relay struct {
 	watch   *time.Timer
 }
 
-func newRelay(ctx context.Context, a, b Conn, linger time.Duration) *relay {
-	r := &relay{ctx: ctx, linger: linger}
+func newRelay(leash *leash, a, b Conn, linger time.Duration) *relay {
+	r := &relay{ctx: leash.ctx, leash: leash, linger: linger}
 	a, r.forth.pending = detach(a)
 	b, r.back.pending = detach(b)
 	r.a, r.b = asSocket(a), asSocket(b)
@@ -100,7 +100,7 @@ func (r *relay) start(over func()) {
 		}
 	}
 	r.over = over
-	r.uncut = context.AfterFunc(r.ctx, func() { r.abort(context.Cause(r.ctx), byNobody) })
+	r.leash.hold(r)
 	r.running.Store(2)
 	go r.carry(&r.forth)
 	go r.carry(&r.back)
@@ -124,7 +124,7 @@ func (r *relay) end() {
 			letEnd(c)
 		}
 	}
-	r.uncut()
+	r.leash.letGo(r)
 	for _, silent := range r.silent {
 		if silent != nil {
 			silent()
