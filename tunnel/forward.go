@@ -27,10 +27,10 @@ type Forwarder struct {
 	Dial func(ctx context.Context, info *Info) (Conn, error)
 	// Connect is the transport spoken on the dialed connection; empty is plain tcp.
 	Connect Transport
-	// Open, where it is not nil, takes the place of Dial and Connect: it gives accepted its other end, which the
-	// session closes. Time limits are its own; ctx ends when nothing new is to begin. What it has carried already
+	// Open, where it is not nil, takes the place of Dial and Connect: it gives accepted its other end, and the bare
+	// connection below it, which the session closes. Time limits are its own; ctx ends when nothing new is to begin. What it has carried already
 	// it adds to info.Sent. An error in a Told is not worth more than a line for debugging.
-	Open func(ctx context.Context, accepted Conn, info *Info) (Conn, error)
+	Open func(ctx context.Context, accepted Conn, info *Info) (bare, c Conn, err error)
 
 	// Timeout limits handshakes and dial together. Zero means 10 seconds; negative means no limit.
 	Timeout time.Duration
@@ -309,8 +309,8 @@ func (s *Session) openOwn(accepted Conn) (Conn, error) {
 	if s.draining != nil {
 		ctx = s.draining // which ends no later
 	}
-	c, err := s.f.Open(ctx, accepted, &s.info)
-	s.dialed = c
+	bare, c, err := s.f.Open(ctx, accepted, &s.info)
+	s.dialed = bare
 	return c, err
 }
 
@@ -379,6 +379,8 @@ func (s *Session) verdict(err error) (slog.Level, string) {
 		return s.f.Level, tunnelReset // programs do that all the time
 	case s.f.Quiet != nil && s.f.Quiet(err):
 		return slog.LevelDebug, tunnelFailed
+	case isToldByEdge(err):
+		return slog.LevelInfo, tunnelFailed // the edge's log has the warning
 	}
 	return slog.LevelWarn, tunnelFailed
 }
@@ -432,6 +434,12 @@ type Told struct{ Err error }
 
 func (e Told) Error() string { return e.Err.Error() }
 func (e Told) Unwrap() error { return e.Err }
+
+// isToldByEdge tells whether it is an edge that could not reach its target, or would not.
+func isToldByEdge(err error) bool {
+	var target *TargetError
+	return errors.As(err, &target) && target.Err == nil
+}
 
 func isTold(err error) bool {
 	var t Told

@@ -147,7 +147,7 @@ func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target 
 		return nil, l.Dialer.Through(l.Remote, withCause(ctx, err))
 	}
 	l.stats.reached(bare)
-	r := newReady(conn)
+	r := newReady(bare, conn)
 	if target != "" && !r.waits {
 		if err := r.hearAbout(ctx); err != nil {
 			conn.Close()

@@ -18,7 +18,7 @@ const maxSaid = 64 << 10
 // one. A connection that breaks before the edge has said that the target is there is replaced by another, and what the
 // program has said is said again. An edge says so before it delivers anything. Only where the network loses
 // that word, and the connection with it, can the target hear it twice: to rule that out would cost a round trip each time.
-func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (c tunnel.Conn, err error) {
+func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (bare, c tunnel.Conn, err error) {
 	said := &said{local: local, listens: info.Target == ""}
 	defer func() { info.Sent = int64(len(said.text)) }()
 	var deadline time.Time
@@ -29,7 +29,7 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 	for tries := 1; ; tries++ {
 		if r == nil {
 			if r, err = l.connect(ctx, deadline, said, info.Target); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 		// Until the target is there another connection can take the place of one that is dead.
@@ -40,13 +40,13 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
 				info.Attrs = append(info.Attrs, "proxy", proxy)
 			}
-			return r.conn, nil
+			return r.bare, r.conn, nil
 		}
 		l.client.guard.leave(w)
-		r.conn.Close()
+		r.abandon()
 		var target *tunnel.TargetError
 		if errors.As(err, &target) || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil || said.err != nil || tries == maxTries {
-			return nil, err
+			return nil, nil, err
 		}
 		l.log().Debug("another connection is tried", "error", err)
 		r = nil // others of the pool may be as dead
@@ -86,6 +86,8 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 		return context.Cause(ctx)
 	case r.dead.Load() != nil:
 		return *r.dead.Load()
+	case errors.Is(err, os.ErrDeadlineExceeded) && tunnel.HealthOf(r.conn).InFlight > 0:
+		return errUnheard // so its target is not to blame
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return tunnel.ErrTimeout
 	case !cut() || !late.Stop():
@@ -93,6 +95,9 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	}
 	return err
 }
+
+// errUnheard says that an edge has not even taken what was said to it.
+var errUnheard = errors.New("nothing that was said has arrived at the edge")
 
 // edgeHeadStart is how much longer than itself an edge with the same time limit may take to say that its target does not
 // answer.

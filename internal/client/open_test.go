@@ -127,3 +127,44 @@ func (chooser) Server(_ context.Context, c tunnel.Conn, info *tunnel.Info) (tunn
 	info.Target = "127.0.0.1:1"
 	return c, nil
 }
+
+// A program that resets its connection does not look as if it had said all, whatever lies between here and the edge.
+func TestProgramResets(t *testing.T) {
+	t.Parallel()
+	for name, pool := range map[string]int{"without a pool": 0, "with a pool": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ends := make(chan error, 1)
+			target := tunneltest.Serve(t, func(c *net.TCPConn) {
+				c.Write([]byte("x"))
+				_, err := io.Copy(io.Discard, c)
+				ends <- err
+			})
+			g := newGate(t, newEdge(t, ws(), target).address)
+			g.gentle = true
+			address, l := startClient(t, &Tunnel{Remote: g.address, Dialer: new(tunnel.Dialer), Transport: ws(), Pool: pool})
+			full(t, l)
+			c, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(c, "hello")
+			c.SetReadDeadline(time.Now().Add(patience))
+			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+
+			select {
+			case err := <-ends:
+				if !tunnel.IsReset(err) {
+					t.Errorf("the target sees %v, want a reset", err)
+				}
+			case <-time.After(patience):
+				t.Error("the target sees nothing")
+			}
+		})
+	}
+}

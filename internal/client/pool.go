@@ -223,6 +223,7 @@ func (p *pool) add(ctx context.Context) bool {
 
 // ready is a connection to the edge that can be used.
 type ready struct {
+	bare  tunnel.Conn // below conn
 	conn  tunnel.Conn
 	waits bool // its edge dials the target only when told to
 	born  time.Time
@@ -236,8 +237,8 @@ type ready struct {
 	refused error                 // why the edge has not reached the target that was named in the handshake
 }
 
-func newReady(conn tunnel.Conn) *ready {
-	r := &ready{conn: conn, waits: tunnel.Waiting(conn), born: time.Now()}
+func newReady(bare, conn tunnel.Conn) *ready {
+	r := &ready{bare: bare, conn: conn, waits: tunnel.Waiting(conn), born: time.Now()}
 	life := idleLife
 	if r.waits {
 		life = waitLife
@@ -283,6 +284,14 @@ func (r *ready) isAlive(ahead time.Duration) bool {
 	default:
 		return true
 	}
+}
+
+// abandon closes a connection on which something may have been said: what has not arrived must not look complete.
+func (r *ready) abandon() {
+	if c, ok := tunnel.Bottom(r.bare).(interface{ SetLinger(int) error }); ok {
+		c.SetLinger(0)
+	}
+	r.bare.Close()
 }
 
 // declareDead wakes whoever waits for r, because of cause.

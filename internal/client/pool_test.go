@@ -127,6 +127,7 @@ func exchange(t testing.TB, address, text string) (string, error) {
 // gate is a line to an edge that can be made to hold back what goes in one direction.
 type gate struct {
 	address string
+	gentle  bool // it makes an end of a reset, as web servers do
 	mu      sync.Mutex
 	held    [2]*hold // by direction; nil: it flows
 }
@@ -183,7 +184,7 @@ func (g *gate) carry(direction int, to, from *net.TCPConn) {
 				return
 			}
 		}
-		if err == io.EOF {
+		if err == io.EOF || err != nil && g.gentle {
 			to.CloseWrite()
 			return
 		}
