@@ -144,8 +144,8 @@ func (f *Forwarder) Start(ctx, draining context.Context, c Conn, ended func(*Ses
 
 // Session is the life of one connection: open, then a relay, then close.
 type Session struct {
-	f             *Forwarder
-	ctx, draining context.Context
+	f   *Forwarder
+	ctx context.Context
 
 	info             Info
 	accepted, dialed Conn // bare; ours to close
@@ -188,7 +188,7 @@ func (s *Session) Received() int64 {
 }
 
 func (f *Forwarder) session(ctx, draining context.Context, c Conn, ended func(*Session, error)) *Session {
-	s := &Session{f: f, ctx: ctx, draining: draining, accepted: c, begin: time.Now(), ended: ended}
+	s := &Session{f: f, ctx: ctx, accepted: c, begin: time.Now(), ended: ended}
 	s.info = Info{Client: c.RemoteAddr(), draining: draining}
 	return s
 }
@@ -212,7 +212,7 @@ func (s *Session) open() {
 
 // wait is the life of a connection until its client wants a tunnel, if it ever does.
 func (s *Session) wait(f *frames) {
-	target, err := f.awaitDial(s.draining, s.f.Until)
+	target, err := f.awaitDial(s.info.draining, s.f.Until)
 	if err != nil {
 		release(f)
 		s.close(strayError{err})
@@ -306,8 +306,8 @@ func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
 func (s *Session) openOwn(accepted Conn) (Conn, error) {
 	s.info.stopLimit()
 	ctx := s.ctx
-	if s.draining != nil {
-		ctx = s.draining // which ends no later
+	if s.info.draining != nil {
+		ctx = s.info.draining // which ends no later
 	}
 	bare, c, err := s.f.Open(ctx, accepted, &s.info)
 	s.dialed = bare
