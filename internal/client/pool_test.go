@@ -291,6 +291,11 @@ func TestPoolOfDialedTargets(t *testing.T) {
 		t.Errorf("got %q, %v", answer, err)
 	}
 	full(t, l)
+	eventually(t, "the target has heard of them all", func() bool {
+		count := 0
+		all.Range(func(any, any) bool { count++; return true })
+		return count >= 3 // one was used
+	})
 
 	all.Range(func(c, _ any) bool { c.(*net.TCPConn).Close(); return true })
 	closed := time.Now()
