@@ -206,7 +206,11 @@ func (f *frames) Answer(err error) (Conn, error) {
 		f.wrote()
 		return f, nil
 	}
-	if f.peer == peerRaimon {
+	switch {
+	case f.peer != peerRaimon:
+	case errors.Is(err, ErrDrained):
+		f.hangUp(ws.StatusGoingAway, "") // the target is not to blame: the next edge may reach it
+	default:
 		f.hangUp(statusBadGateway, Reason(err))
 	}
 	if !f.hungUp.Load() {
