@@ -260,7 +260,7 @@ func (s *Session) handshakes(limited context.Context, accepted Conn) (a, dialed 
 		err = context.Cause(limited)
 	}
 	if err != nil {
-		err = withCause(limited, err)
+		err = WithCause(limited, err)
 		s.answered = refuse(accepted, err)
 		return nil, nil, unreachedError{err}
 	}
@@ -411,8 +411,8 @@ func refuse(accepted Conn, err error) (told bool) {
 	return false
 }
 
-// withCause prefers the reason for which ctx ended to what that led to.
-func withCause(ctx context.Context, err error) error {
+// WithCause prefers the reason for which ctx ended to err, which that led to; nil stays nil.
+func WithCause(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
 	}

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -96,7 +95,7 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
 	if since, _ := l.outage.state(); since.IsZero() || deadline.IsZero() {
 		r, err := l.attempt(ctx, l.timeout(), wait, target)
-		if err == nil || ctx.Err() != nil || isFinal(err) || isStarved(err) || !time.Now().Before(deadline) {
+		if isSettled(ctx, err, deadline) {
 			return r, told(err)
 		}
 	}
@@ -108,10 +107,15 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 			return nil, told(err)
 		}
 		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
-		if err == nil || ctx.Err() != nil || isFinal(err) || isStarved(err) || !time.Now().Before(deadline) {
+		if isSettled(ctx, err, deadline) {
 			return r, told(err)
 		}
 	}
+}
+
+// isSettled tells whether there is nothing to be tried again after an attempt that ended with err.
+func isSettled(ctx context.Context, err error, deadline time.Time) bool {
+	return err == nil || ctx.Err() != nil || isFinal(err) || isStarved(err) || !time.Now().Before(deadline)
 }
 
 // lastAttempt is what an attempt gets that begins just before its deadline.
@@ -139,12 +143,12 @@ func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target 
 	defer cancel()
 	bare, err := l.Dialer.Dial(ctx, l.Remote)
 	if err != nil {
-		return nil, withCause(ctx, err)
+		return nil, tunnel.WithCause(ctx, err)
 	}
 	conn, err := l.transport(wait, target).Client(ctx, bare)
 	if err != nil {
 		bare.Close()
-		return nil, l.Dialer.Through(l.Remote, withCause(ctx, err))
+		return nil, l.Dialer.Through(l.Remote, tunnel.WithCause(ctx, err))
 	}
 	l.stats.reached(bare)
 	r := newReady(bare, conn)
@@ -192,14 +196,6 @@ func (l *link) transport(wait bool, target string) tunnel.Transport {
 	own := *ws
 	own.Wait, own.Target = wait, target
 	return append(l.Transport[:len(l.Transport)-1:len(l.Transport)-1], &own)
-}
-
-// withCause prefers the reason for which ctx ended to what that led to.
-func withCause(ctx context.Context, err error) error {
-	if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
-		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
-	}
-	return err
 }
 
 // log is that of the client, with the name of the tunnel.

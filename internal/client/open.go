@@ -119,21 +119,14 @@ func (s *said) carry(conn tunnel.Conn) (stop func()) {
 	if !s.listens {
 		return func() {}
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
+	return s.while(func() {
 		if len(s.text) > 0 {
 			if _, err := conn.Write(s.text); err != nil {
 				return
 			}
 		}
 		s.listen(conn)
-	}()
-	return func() {
-		s.local.SetReadDeadline(past)
-		<-ended
-		s.local.SetReadDeadline(time.Time{})
-	}
+	})
 }
 
 // again says to conn what the program has said to connections that broke.
@@ -156,14 +149,21 @@ func (s *said) hear(leave func(error)) (stop func()) {
 	if !s.listens {
 		return func() {}
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
+	return s.while(func() {
 		s.listen(nil)
 		_, isTCP := s.local.(*net.TCPConn)
 		if s.err != nil || isTCP && s.ended && len(s.text) == 0 {
 			leave(errLeft)
 		}
+	})
+}
+
+// while runs listen, which reads from the program, until stop, which waits for its end.
+func (s *said) while(listen func()) (stop func()) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		listen()
 	}()
 	return func() {
 		s.local.SetReadDeadline(past)

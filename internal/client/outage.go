@@ -58,10 +58,7 @@ func (o *outage) turn(ctx context.Context, deadline time.Time) error {
 			o.mu.Unlock()
 			return nil
 		}
-		if o.changed == nil {
-			o.changed = make(chan struct{})
-		}
-		changed, trying := o.changed, o.trying
+		changed, trying := o.change(), o.trying
 		o.mu.Unlock()
 		if left := time.Until(deadline); trying || left < pause {
 			pause = left
@@ -200,10 +197,15 @@ func (o *outage) watch() (since time.Time, changed <-chan struct{}) {
 	if o.since.IsZero() {
 		return time.Time{}, nil
 	}
+	return o.since, o.change()
+}
+
+// change is closed when any of o has changed. The caller holds mu.
+func (o *outage) change() <-chan struct{} {
 	if o.changed == nil {
 		o.changed = make(chan struct{})
 	}
-	return o.since, o.changed
+	return o.changed
 }
 
 // broadcast wakes whoever waits for a change. The caller holds mu.
