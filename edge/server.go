@@ -278,7 +278,7 @@ func (s *Server) start(ctx context.Context, run *lifetime, address string, c tun
 		if errors.Is(err, ErrFull) {
 			s.refused(err)
 		}
-		resetOnClose(c)
+		tunnel.ResetOnClose(c)
 		c.Close()
 		return
 	}
@@ -328,13 +328,6 @@ func (s *Server) misfit(v *visit, err error) {
 	s.misfits.note(nil, func(count int) {
 		s.log().Warn("no proxy header", "listener", v.entrance.Address, "client", v.info.Client.String(), "error", err, s.hint(err), "count", count)
 	})
-}
-
-// resetOnClose makes the coming Close of c tell the peer that it is over.
-func resetOnClose(c tunnel.Conn) {
-	if l, ok := c.(interface{ SetLinger(int) error }); ok {
-		l.SetLinger(0)
-	}
 }
 
 // release lets go of what a tunnel has no use for once it is open, where nothing is counted.

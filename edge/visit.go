@@ -102,12 +102,12 @@ func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info)
 		defer cancel(nil)
 		ctx = limited
 		v.cut = func() {
-			resetOnClose(accepted)
+			tunnel.ResetOnClose(accepted)
 			cancel(ErrPerAddress)
 		}
 	}
 	if err := e.snapshot.server.admit(v); err != nil {
-		resetOnClose(accepted)
+		tunnel.ResetOnClose(accepted)
 		return nil, err
 	}
 	v.stage, v.begin = inHandshake, time.Now()

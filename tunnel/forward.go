@@ -270,7 +270,7 @@ func (s *Session) handshakes(limited context.Context, accepted Conn) (a, dialed 
 		err = context.Cause(limited)
 	}
 	if err != nil {
-		reset(accepted)
+		ResetOnClose(accepted)
 		release(dialed)
 		return nil, nil, err
 	}
@@ -407,7 +407,7 @@ func refuse(accepted Conn, err error) (told bool) {
 			return true
 		}
 	}
-	reset(accepted)
+	ResetOnClose(accepted)
 	return false
 }
 

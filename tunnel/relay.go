@@ -94,7 +94,7 @@ func newRelay(leash *leash, a, b Conn, linger time.Duration) *relay {
 // start begins to carry both ways, and calls over when both directions have ended.
 func (r *relay) start(over func()) {
 	for i, c := range []Conn{r.a, r.b} {
-		reset(c)
+		ResetOnClose(c)
 		if k, ok := c.(keeper); ok {
 			r.silent[i] = k.keepAlive()
 		}

@@ -98,9 +98,9 @@ func bottom(c Conn) Conn {
 	}
 }
 
-// reset makes the coming Close of c, also by the death of this process, tell the peer that the stream
+// ResetOnClose makes the coming Close of c, also by the death of this process, tell the peer that the stream
 // was cut (RST), where its kind can.
-func reset(c Conn) { linger(c, 0) }
+func ResetOnClose(c Conn) { linger(c, 0) }
 
 // letEnd makes the coming Close of c an ordinary one again.
 func letEnd(c Conn) { linger(c, -1) }

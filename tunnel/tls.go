@@ -68,7 +68,7 @@ func refusePlain(c Conn, err error) {
 	var record tls.RecordHeaderError
 	if !errors.As(err, &record) {
 		if errors.Is(err, errCut) {
-			reset(c)
+			ResetOnClose(c)
 		}
 		return
 	}
@@ -77,7 +77,7 @@ func refusePlain(c Conn, err error) {
 		fmt.Fprintf(c, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(page), page)
 		c.CloseWrite()
 	default:
-		reset(c)
+		ResetOnClose(c)
 	}
 }
 

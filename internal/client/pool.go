@@ -288,9 +288,7 @@ func (r *ready) isAlive(ahead time.Duration) bool {
 
 // abandon closes a connection on which something may have been said: what has not arrived must not look complete.
 func (r *ready) abandon() {
-	if c, ok := tunnel.Bottom(r.bare).(interface{ SetLinger(int) error }); ok {
-		c.SetLinger(0)
-	}
+	tunnel.ResetOnClose(r.bare)
 	r.bare.Close()
 }
 
