@@ -340,6 +340,7 @@ func TestNothingIsDeliveredBeforeOpen(t *testing.T) {
 			if err != nil || string(got) != "first"+strings.Repeat("x", 40_000) {
 				t.Fatalf("target gets %.20q, %d bytes, %v", got, len(got), err)
 			}
+			synctest.Wait() // the client gets the target's end, too: a Close before it would break off the tunnel
 			ws.WriteFrame(client, ws.MaskFrame(ws.NewCloseFrame(ws.NewCloseFrameBody(1000, ""))))
 			if err := <-ended; err != nil {
 				t.Error(err)
