@@ -213,3 +213,8 @@ func (ca *CA) Down() error { return ca.server.down() }
 
 // Up ends Down. It returns an error if another program took the port meanwhile.
 func (ca *CA) Up() error { return ca.server.up() }
+
+// Stuck tells whether a request has been waiting for its answer for more than 10 s. Without a fault that makes it wait,
+// Pebble (2.10.1) has locked itself up, for good: a validation takes the authorization first and then its
+// challenge, who asks for the challenge the other way round, and every later order waits for both.
+func (ca *CA) Stuck() bool { return ca.server.stuck() }

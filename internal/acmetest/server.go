@@ -25,12 +25,14 @@ type server struct {
 	running *http.Server // nil: down
 	ended   chan error   // gets what Serve returned
 	closed  bool
-	busy    sync.WaitGroup // handlers
+	busy    sync.WaitGroup              // handlers
+	since   map[*http.Request]time.Time // of busy
 }
 
 // serve listens at address, where empty means a free port of 127.0.0.1.
 func serve(address string, handler http.Handler, certificate *tls.Certificate, logger *log.Logger) (*server, error) {
-	s := &server{address: cmp.Or(address, "127.0.0.1:0"), handler: handler, certificate: certificate, log: logger}
+	s := &server{address: cmp.Or(address, "127.0.0.1:0"), handler: handler, certificate: certificate, log: logger,
+		since: map[*http.Request]time.Time{}}
 	if err := s.up(); err != nil {
 		return nil, err
 	}
@@ -62,22 +64,42 @@ func (s *server) up() error {
 
 // ServeHTTP lets close wait for handlers, which http.Server.Close does not.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !s.begin() {
+	if !s.begin(r) {
 		panic(http.ErrAbortHandler)
 	}
-	defer s.busy.Done()
+	defer s.end(r)
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	s.handler.ServeHTTP(w, r)
 }
 
-func (s *server) begin() bool {
+func (s *server) begin(r *http.Request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return false
 	}
 	s.busy.Add(1)
+	s.since[r] = time.Now()
 	return true
+}
+
+func (s *server) end(r *http.Request) {
+	s.mu.Lock()
+	delete(s.since, r)
+	s.mu.Unlock()
+	s.busy.Done()
+}
+
+// stuck tells whether a request has been waiting for its answer for longer than Pebble ever takes.
+func (s *server) stuck() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, since := range s.since {
+		if time.Since(since) > stuckAfter {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *server) down() error {
@@ -108,12 +130,15 @@ func (s *server) close() error {
 	case <-ended:
 		return err
 	case <-time.After(closeLimit):
-		return errors.Join(err, errStuck)
+		return errors.Join(err, ErrStuck)
 	}
 }
 
-// closeLimit is how long close waits for handlers. Pebble may lock itself up for good: a validation takes
-// the authorization first and then its challenge, who asks for the challenge the other way round.
-const closeLimit = 20 * time.Second
+const (
+	// closeLimit is how long close waits for handlers.
+	closeLimit = 20 * time.Second
+	stuckAfter = 10 * time.Second
+)
 
-var errStuck = errors.New("requests are being answered for ever")
+// ErrStuck is of CA.Close: requests have not been answered, and will never be.
+var ErrStuck = errors.New("requests are being answered for ever")
