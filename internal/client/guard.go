@@ -21,7 +21,7 @@ var ErrMoved = errors.New("this machine no longer has the address that the conne
 const (
 	// guardPause is between two looks while something is not answered, restPause while all is well.
 	guardPause, restPause = 500 * time.Millisecond, 2 * time.Second
-	// idleRest is how long nobody looks after a tunnel that sends nothing.
+	// idleRest is how long nobody looks after a tunnel that sends nothing, or a connection that nobody uses.
 	idleRest = 15 * time.Second
 	// stallTime is how long an answer may take before it is asked whether the network works.
 	stallTime = time.Second
@@ -47,6 +47,7 @@ type guard struct {
 	mu   sync.Mutex
 	all  map[*watched]bool
 	wake chan struct{} // nil: nobody looks
+	slow bool          // the next look is far away
 }
 
 // watched is a connection to an edge in use. There may be thousands, most of them idle: what only matters for one that
@@ -57,9 +58,10 @@ type watched struct {
 	opening func(error)                       // cuts it before there is a tunnel
 	session session                           // nil: there is no tunnel yet
 	health  func(conn net.Conn) tunnel.Health // of conn
+	spare   bool                              // nobody uses it yet
 
 	known    int64  // what the tunnel had sent when it was last looked at
-	rest     int64  // until when nobody looks at it, unless it sends something; Unix nanoseconds
+	until    int64  // when it is to be looked at again, even if it has sent nothing; Unix nanoseconds
 	answers  uint64 // when it was last well
 	dead     error  // why it was cut; nil: it was not
 	*trouble        // never nil
@@ -104,10 +106,23 @@ func (g *guard) watch(l *link, c tunnel.Conn, cut func(error)) *watched {
 		g.all = make(map[*watched]bool)
 	}
 	g.all[w] = true
-	if len(g.all) == 1 {
+	if g.slow {
 		g.poke()
 	}
 	return w
+}
+
+// rest says that nobody uses w, until rouse.
+func (g *guard) rest(w *watched) { g.setSpare(w, true) }
+
+// rouse says that w is about to be used.
+func (g *guard) rouse(w *watched) { g.setSpare(w, false) }
+
+func (g *guard) setSpare(w *watched, spare bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w.spare = spare
+	g.poke() // the time of the next look may be another
 }
 
 // entrust makes w the guard of a tunnel, which is cut at once if w has been found dead meanwhile.
@@ -194,32 +209,48 @@ func (g *guard) run(ctx context.Context) {
 func (g *guard) look(now time.Time) (unproven []*link, pause time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.all) > 0 {
-		pause = restPause
-	}
 	for w := range g.all {
+		next := restPause
+		if w.spare {
+			next = idleRest
+		}
 		if w.isIdle(now) {
+			pause = sooner(pause, next)
 			continue
 		}
 		isWell, wants := w.look(now)
 		if !isWell || w.link.proof.due {
-			pause = guardPause
+			next = guardPause
 		}
+		pause = sooner(pause, next)
 		if (wants || w.link.proof.due) && w.link.proof.begin(now) {
 			unproven = append(unproven, w.link)
 		}
 	}
+	g.slow = pause == 0 || pause > restPause
 	return unproven, pause
+}
+
+// sooner is the shorter one of two pauses; a is zero where there is none yet.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 {
+		return b
+	}
+	return min(a, b)
 }
 
 // isIdle tells whether w was well when it was last looked at, and has sent nothing since. A Ping of ours is noticed a
 // little later.
 func (w *watched) isIdle(now time.Time) bool {
-	if w.session == nil || w.link.proof.due || !w.stalled.IsZero() || !w.quick.IsZero() {
+	if w.session == nil && !w.spare || w.link.proof.due || !w.stalled.IsZero() || !w.quick.IsZero() {
 		return false
 	}
-	if sent := w.session.Sent(); sent != w.known || now.UnixNano() >= w.rest {
-		w.known, w.rest = sent, now.Add(idleRest).UnixNano()
+	sent := int64(0)
+	if w.session != nil {
+		sent = w.session.Sent()
+	}
+	if sent != w.known || now.UnixNano() >= w.until {
+		w.known, w.until = sent, now.Add(idleRest).UnixNano()
 		return false
 	}
 	return true

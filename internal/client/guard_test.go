@@ -428,3 +428,39 @@ func TestPeerThatReadsNothing(t *testing.T) {
 		return isWell
 	})
 }
+
+// A connection that nobody uses is seldom looked at, and found dead all the same once a Ping of it is not answered; one
+// that is taken is looked at as any other.
+func TestGuardOfSpareOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPatient(t, "192.0.2.2")
+		p.guard.rest(p.watched)
+		looks := 0
+		p.health = func(net.Conn) tunnel.Health { looks++; return p.now }
+		p.live(10*time.Minute, nil)
+		if looks > int(10*time.Minute/idleRest)+1 {
+			t.Errorf("%d looks in 10 minutes", looks)
+		}
+		p.sendsAgain() // a Ping
+		go func() {
+			for range 20 {
+				time.Sleep(time.Second)
+				p.sendsAgain()
+			}
+		}()
+		begin := time.Now()
+		p.live(time.Minute, nil)
+		if took := time.Since(begin); p.cutWith != ErrForgotten || took > 25*time.Second {
+			t.Errorf("cut with %v after %v", p.cutWith, took)
+		}
+		time.Sleep(time.Minute)
+
+		taken := newPatient(t, "192.0.2.2")
+		taken.guard.rest(taken.watched)
+		taken.live(time.Second, nil)
+		taken.guard.rouse(taken.watched)
+		if _, pause := taken.guard.look(time.Now()); pause != restPause {
+			t.Errorf("a connection in use is looked at after %v", pause)
+		}
+	})
+}

@@ -151,10 +151,10 @@ func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target 
 		return nil, l.Dialer.Through(l.Remote, tunnel.WithCause(ctx, err))
 	}
 	l.stats.reached(bare)
-	r := newReady(bare, conn)
+	r := newReady(l, bare, conn)
 	if target != "" && !r.waits {
 		if err := r.hearAbout(ctx); err != nil {
-			conn.Close()
+			r.close()
 			return nil, l.Dialer.Through(l.Remote, err)
 		}
 	}
@@ -167,6 +167,9 @@ func (r *ready) hearAbout(ctx context.Context) error {
 	err := tunnel.AwaitOpen(r.conn)
 	if !wake() {
 		return context.Cause(ctx)
+	}
+	if cause := r.dead.Load(); cause != nil {
+		return *cause
 	}
 	var target *tunnel.TargetError
 	if errors.As(err, &target) {

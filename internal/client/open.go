@@ -32,17 +32,14 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 				return nil, nil, err
 			}
 		}
-		// Until the target is there another connection can take the place of one that is dead.
-		w := l.client.guard.watch(l, r.conn, r.declareDead)
 		err = l.begin(ctx, r, said, info.Target)
 		if err == nil {
-			info.Route = w
+			info.Route = r.watched
 			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
 				info.Attrs = append(info.Attrs, "proxy", proxy)
 			}
 			return r.bare, r.conn, nil
 		}
-		l.client.guard.leave(w)
 		r.abandon()
 		var target *tunnel.TargetError
 		if errors.As(err, &target) || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil || said.err != nil || tries == maxTries {

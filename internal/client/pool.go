@@ -58,6 +58,7 @@ func (p *pool) take() *ready {
 		p.idle = p.idle[:last]
 		p.poke()
 		if r.isAlive(0) {
+			r.guard.rouse(r.watched)
 			return r
 		}
 		p.bury(r)
@@ -68,7 +69,7 @@ func (p *pool) take() *ready {
 // bury closes a connection that is dead or too old. The next ones wait a while if it has died young: its edge may have
 // found no target, or its target may want no more of us, and would be asked again and again. The caller holds mu.
 func (p *pool) bury(r *ready) {
-	r.conn.Close()
+	r.close()
 	if time.Since(r.born) < youth {
 		p.tire()
 	}
@@ -94,7 +95,7 @@ func (p *pool) drop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.idle {
-		r.conn.Close()
+		r.close()
 	}
 	p.idle, p.pause, p.quiet, p.rest, p.tired = nil, 0, time.Time{}, 0, time.Time{}
 	p.poke()
@@ -214,7 +215,7 @@ func (p *pool) add(ctx context.Context) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ctx.Err() != nil {
-		r.conn.Close()
+		r.close()
 		return false
 	}
 	p.idle = append(p.idle, r)
@@ -223,11 +224,13 @@ func (p *pool) add(ctx context.Context) bool {
 
 // ready is a connection to the edge that can be used.
 type ready struct {
-	bare  tunnel.Conn // below conn
-	conn  tunnel.Conn
-	waits bool // its edge dials the target only when told to
-	born  time.Time
-	until time.Time // by the wall clock, which goes on while the machine sleeps
+	bare    tunnel.Conn // below conn
+	conn    tunnel.Conn
+	waits   bool // its edge dials the target only when told to
+	born    time.Time
+	until   time.Time // by the wall clock, which goes on while the machine sleeps
+	guard   *guard
+	watched *watched // by guard
 
 	done  chan struct{} // closed when the edge has spoken, or it has died, or has said too much; nil: nobody watches
 	heard []byte        // what came before it was claimed
@@ -237,8 +240,10 @@ type ready struct {
 	refused error                 // why the edge has not reached the target that was named in the handshake
 }
 
-func newReady(bare, conn tunnel.Conn) *ready {
-	r := &ready{bare: bare, conn: conn, waits: tunnel.Waiting(conn), born: time.Now()}
+// newReady is what can be used of a connection to the edge of l, and watched: another can take its place if it is dead.
+func newReady(l *link, bare, conn tunnel.Conn) *ready {
+	r := &ready{bare: bare, conn: conn, waits: tunnel.Waiting(conn), born: time.Now(), guard: &l.client.guard}
+	r.watched = r.guard.watch(l, conn, r.declareDead)
 	life := idleLife
 	if r.waits {
 		life = waitLife
@@ -250,6 +255,7 @@ func newReady(bare, conn tunnel.Conn) *ready {
 // keep watches r, for p, until it is claimed or dies.
 func (r *ready) keep(p *pool) {
 	r.done = make(chan struct{})
+	r.guard.rest(r.watched)
 	p.kept.Go(func() {
 		defer p.poke()
 		defer close(r.done)
@@ -286,8 +292,15 @@ func (r *ready) isAlive(ahead time.Duration) bool {
 	}
 }
 
+// close ends a connection on which nothing has been said.
+func (r *ready) close() {
+	r.guard.leave(r.watched)
+	r.conn.Close()
+}
+
 // abandon closes a connection on which something may have been said: what has not arrived must not look complete.
 func (r *ready) abandon() {
+	r.guard.leave(r.watched)
 	tunnel.ResetOnClose(r.bare)
 	r.bare.Close()
 }
@@ -315,6 +328,9 @@ func (r *ready) claim() error {
 	r.conn.SetReadDeadline(past)
 	<-r.done
 	r.conn.SetReadDeadline(time.Time{})
+	if cause := r.dead.Load(); cause != nil {
+		return *cause
+	}
 	if r.err != nil && !errors.Is(r.err, os.ErrDeadlineExceeded) {
 		return r.err
 	}

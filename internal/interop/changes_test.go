@@ -432,6 +432,27 @@ func TestForgottenWhileIdle(t *testing.T) {
 	})
 }
 
+// What the router has forgotten is replaced in a pool that nobody uses, before somebody does.
+func TestForgottenPool(t *testing.T) {
+	t.Parallel()
+	for _, c := range transports(t) {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			v := newTravel(t, c, "198.51.100.1", "pool=2")
+			v.home.forget(t)
+			time.Sleep(45 * time.Second) // one Ping, or keep-alive, and all that follows
+			h, err := v.open()
+			if err == nil {
+				err = h.say(time.Second)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			v.fewWarnings(t)
+		})
+	}
+}
+
 // One connection of several is dropped on the way.
 func TestPortDropped(t *testing.T) {
 	t.Parallel()
