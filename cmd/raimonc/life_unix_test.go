@@ -87,6 +87,29 @@ func TestStdioEndsWithTheSignal(t *testing.T) {
 	}
 }
 
+// Ssh ends its ProxyCommand with SIGHUP. Nothing is said about that; the status tells whether anything had come.
+func TestStdioHangUp(t *testing.T) {
+	t.Parallel()
+	for answer, want := range map[string]int{"x": 0, "": 1} {
+		reached := make(chan struct{})
+		s := startStdio(t, tunneltest.Serve(t, func(c *net.TCPConn) {
+			io.WriteString(c, answer)
+			close(reached)
+			io.Copy(io.Discard, c)
+		}), "drain=1h")
+		<-reached
+		if _, err := io.ReadFull(s.out, make([]byte, len(answer))); err != nil {
+			t.Fatal(err)
+		}
+
+		s.Process.Signal(syscall.SIGHUP)
+
+		if status := s.ended(t); status != want || s.errors.Len() > 0 {
+			t.Errorf("after %q: exit status %d, %q; want %d without a word", answer, status, s.errors, want)
+		}
+	}
+}
+
 // As "raimonc stdio … </dev/zero | head -c 1" does.
 func TestStdioEndsWithItsReader(t *testing.T) {
 	t.Parallel()

@@ -70,8 +70,13 @@ func run(ctx context.Context, job *command.Job) error {
 func runStdio(ctx context.Context, c *client.Client) error {
 	local := newStdio(os.Stdin, os.Stdout)
 	err := c.Handle(ctx, local)
-	if ctx.Err() != nil {
-		return errors.New("interrupted")
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, command.ErrHungUp) && local.answered.Load():
+		return nil // ssh is done, and says so with that signal
+	case errors.Is(cause, command.ErrHungUp):
+		return cause
+	case cause != nil:
+		return command.ErrInterrupted
 	}
 	local.flush()
 	return err

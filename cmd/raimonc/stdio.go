@@ -15,6 +15,7 @@ type stdio struct {
 	in, out net.Conn // our ends
 	written chan struct{}
 
+	answered          atomic.Bool           // something has come from the other end of the tunnel
 	inError, outError atomic.Pointer[error] // of the files; set before the pipe ends
 }
 
@@ -54,6 +55,9 @@ func (c *stdio) Read(p []byte) (int, error) {
 
 func (c *stdio) Write(p []byte) (int, error) {
 	n, err := c.out.Write(p)
+	if n > 0 {
+		c.answered.Store(true)
+	}
 	if cause := c.outError.Load(); errors.Is(err, io.ErrClosedPipe) && cause != nil {
 		err = fmt.Errorf("standard output: %w", *cause)
 	}

@@ -349,14 +349,14 @@ func aboutAddress(err error) error {
 func (i *invocation) lifetime() (context.Context, func()) {
 	// A log that nobody reads any more is no reason to die.
 	signal.Ignore(syscall.SIGPIPE)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	if i.Side == options.Client && i.job.Config == "" && !signal.Ignored(syscall.SIGHUP) {
 		signal.Notify(signals, syscall.SIGHUP) // a closed terminal; ssh to its ProxyCommand
 	}
 	go func() {
-		<-signals
+		first := <-signals
 		if i.job.Plugin {
 			os.Exit(ExitOK)
 		}
@@ -366,7 +366,11 @@ func (i *invocation) lifetime() (context.Context, func()) {
 		case i.job.Word == "":
 			i.job.Log.Info("shutting down", "drain", i.job.Options.Drain.String())
 		}
-		cancel()
+		if first == syscall.SIGHUP {
+			cancel(ErrHungUp)
+		} else {
+			cancel(nil)
+		}
 		<-signals
 		os.Exit(ExitFailed)
 	}()
@@ -377,11 +381,14 @@ func (i *invocation) lifetime() (context.Context, func()) {
 			}
 		}()
 	}
-	return ctx, cancel
+	return ctx, func() { cancel(nil) }
 }
 
 // fail prints err and its hint and returns the exit status.
 func (i *invocation) fail(err error) int {
+	if errors.Is(err, ErrHungUp) {
+		return ExitFailed
+	}
 	name := i.Side.String()
 	var option *options.Error
 	var config *ConfigError

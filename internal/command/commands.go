@@ -114,3 +114,7 @@ func (a Action) usage() string {
 
 // ErrInterrupted is what Run returns when a signal has ended it before it was done.
 var ErrInterrupted = errors.New("interrupted")
+
+// ErrHungUp is the cause of the end of Run's context where whoever has started raimonc left with a SIGHUP: a terminal that was
+// closed, or ssh, which ends its ProxyCommand so. As an error of Run it is not told, for nobody is there to hear it.
+var ErrHungUp = fmt.Errorf("hung up: %w", context.Canceled)

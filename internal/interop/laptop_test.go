@@ -149,13 +149,30 @@ func (l *laptop) env() []string {
 // works wants a command to end well, and returns what it prints.
 func works(t testing.TB, cmd *exec.Cmd) string {
 	t.Helper()
+	out, _ := result(t, cmd)
+	return out
+}
+
+// worksQuietly is works for a command that has nothing to say on standard error.
+func worksQuietly(t testing.TB, cmd *exec.Cmd) string {
+	t.Helper()
+	out, said := result(t, cmd)
+	if said != "" {
+		t.Errorf("%q says: %s", cmd.Args[2:], trim(said, 1000))
+	}
+	return out
+}
+
+// result is what a command that ends well prints on standard output, and on standard error.
+func result(t testing.TB, cmd *exec.Cmd) (out, said string) {
+	t.Helper()
 	var failed strings.Builder
 	cmd.Stderr = &failed
-	out, err := cmd.Output()
+	b, err := cmd.Output()
 	if err != nil {
 		t.Errorf("%q: %v: %s", cmd.Args[2:], err, trim(failed.String(), 1000))
 	}
-	return string(out)
+	return string(b), failed.String()
 }
 
 // Everything that docs/client.md says of ssh, scp, rsync, git, databases and the proxy for programs, done by the programs
@@ -214,7 +231,7 @@ func (l *laptop) testSSH(t *testing.T) {
 		got := newSum()
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = stream(n), got, &failed
 		err := cmd.Run()
-		if cmd.ProcessState.ExitCode() != 7 || got.String() != sumOf(n) {
+		if cmd.ProcessState.ExitCode() != 7 || got.String() != sumOf(n) || failed.Len() > 0 {
 			t.Errorf("%s: %v with %v, want %v: %s", command, err, got, sumOf(n), trim(failed.String(), 1000))
 		}
 	}
@@ -223,9 +240,9 @@ func (l *laptop) testSSH(t *testing.T) {
 func (l *laptop) testSCP(t *testing.T) {
 	dir := t.TempDir()
 	replace(t, filepath.Join(dir, "file"), read(t, stream(copied)))
-	works(t, l.command(t, dir, "scp file work:"))
+	worksQuietly(t, l.command(t, dir, "scp file work:"))
 	isFile(t, filepath.Join(l.office.home, "file"), copied)
-	works(t, l.command(t, dir, "scp work:file copy"))
+	worksQuietly(t, l.command(t, dir, "scp work:file copy"))
 	isFile(t, filepath.Join(dir, "copy"), copied)
 }
 
@@ -238,11 +255,11 @@ func (l *laptop) testRsync(t *testing.T) {
 	}
 	replace(t, filepath.Join(dir, "folder", "big"), read(t, stream(copied)))
 	replace(t, filepath.Join(dir, "folder", "small"), []byte("x"))
-	works(t, l.command(t, dir, "rsync -a folder/ work:folder/"))
+	worksQuietly(t, l.command(t, dir, "rsync -a folder/ work:folder/"))
 	isFile(t, filepath.Join(l.office.home, "folder", "big"), copied)
-	works(t, l.command(t, dir, "rsync -a work:folder/ copy/"))
+	worksQuietly(t, l.command(t, dir, "rsync -a work:folder/ copy/"))
 	isFile(t, filepath.Join(dir, "copy", "big"), copied)
-	if out := works(t, l.shell(t, dir, "rsync -ani --checksum work:folder/ copy/")); out != "" {
+	if out := worksQuietly(t, l.shell(t, dir, "rsync -ani --checksum work:folder/ copy/")); out != "" {
 		t.Errorf("rsync sees a difference: %s", trim(out, 300))
 	}
 }
@@ -253,7 +270,7 @@ func (l *laptop) testGit(t *testing.T) {
 		"git -c http.proxy=socks5h://127.0.0.1:1080 clone https://git.internal/repository",
 	} {
 		dir := t.TempDir()
-		works(t, l.command(t, dir, command))
+		worksQuietly(t, l.command(t, dir, command, "-q"))
 		isFile(t, filepath.Join(dir, "repository", "big"), repositoryFile)
 	}
 }
