@@ -238,7 +238,7 @@ func (o *Options) checkNeeds(side Side, given map[string]bool) error {
 				fmt.Sprintf("add tls, or remove %s for a tunnel without TLS", row.key))
 		case row.needs == "ws" && !o.WS:
 			return mistake(row.key, "ws is not given, this would be no WebSocket",
-				fmt.Sprintf("add ws (or mode=websocket, as v2ray-plugin calls it), or remove %s for a tunnel without WebSocket", row.key))
+				fmt.Sprintf("add ws (mode=websocket for v2ray-plugin; in a URL it is wss:// or ws://), or remove %s for a tunnel without WebSocket", row.key))
 		case row.needs == "socks" && !o.Socks:
 			return mistake(row.key, "socks is not given, nobody would be asked",
 				fmt.Sprintf("write socks:// before the listen address, or remove %s", row.key))

@@ -53,7 +53,18 @@ func TestRemoteWrong(t *testing.T) {
 		"tcp://edge.example.com":          "the port is missing",
 		"tls://edge.example.com/ssh":      "has no path",
 		"tls://edge.example.com?a":        "has no path",
-		"wss://edge.example.com:seven/ws": "it is no URL",
+		"wss://edge.example.com:seven/ws": `it is no URL: invalid port ":seven"`,
+		"wss://[::1/ssh":                  "it is no URL: missing ']'",
+		"wss://me:se/cret@edge.example":   "it is no URL hint: write",
+		"https://me:secret@edge.example":  "it has a user in it",
+		"wss:/edge.example.com/ssh":       "hint: write wss://edge.example.com/ssh",
+		"wss//edge.example.com/ssh":       "hint: write wss://edge.example.com/ssh",
+		"tls:/edge.example.com":           "hint: write tls://edge.example.com",
+		"edge.example.com/ssh":            "it is neither a URL nor host:port hint: write wss://edge.example.com/ssh",
+		"wssedge.example.com:443/ssh":     "hint: write wss://wssedge.example.com:443/ssh",
+		"me:secret@edge.example.com/ssh":  "it has a user in it",
+		"wss://edge/ssh;token=secret":     `it has a ";" in it hint: options are a word of their own`,
+		"edge:443;token=secret":           `it has a ";" in it`,
 		"wss://%zz/":                      "it is no URL",
 	} {
 		_, _, err := Remote(remote, nil)
@@ -77,8 +88,26 @@ func TestListen(t *testing.T) {
 	if err != nil || address != ":22" || settings != nil {
 		t.Errorf("got %q, %q, %v", address, settings, err)
 	}
-	if _, _, err = Listen("socks://a:b@127.0.0.1:1080", nil); err == nil || strings.Contains(err.Error(), "a:b") {
-		t.Errorf("got %v", err)
+}
+
+func TestListenWrong(t *testing.T) {
+	for listen, want := range map[string]string{
+		"socks://me:secret@127.0.0.1:1080": "it has a user in it hint: leave the user away and add socks-auth=",
+		"socks5://127.0.0.1:1080/":         "its scheme is not socks hint: write socks://127.0.0.1:1080",
+		"http://127.0.0.1:1080":            "hint: write socks://127.0.0.1:1080",
+		"wss://edge.example.com/ssh":       "it is the URL of an edge hint: the edge comes second",
+		"2222":                             "it is a port without an address hint: write 127.0.0.1:2222",
+		"127.0.0.1:1080;token=secret":      `it has a ";" in it`,
+	} {
+		_, _, err := Listen(listen, nil)
+		e, ok := err.(*Error)
+		if !ok {
+			t.Errorf("%s: got %v", listen, err)
+			continue
+		}
+		if text := e.Problem + " hint: " + e.Hint; !strings.Contains(text, want) || strings.Contains(text, "secret") {
+			t.Errorf("%s: got %q, want %q", listen, text, want)
+		}
 	}
 }
 
