@@ -64,6 +64,9 @@ func parseProfiles(file *configfile.File, err error) (*profiles, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, ok := table["site"].([]any); ok {
+		return nil, file.Wrong("site", "this is a file of raimons, the edge", "raimons -config "+file.Name+" runs it; one of raimonc has a line or a table for each tunnel")
+	}
 	all := &profiles{file: file}
 	if err := all.readDefaults(table[defaultsTable]); err != nil {
 		return nil, err
@@ -148,6 +151,10 @@ func (all *profiles) read(name string, value any) (*profile, error) {
 			fmt.Sprintf(`write %s = "127.0.0.1:2222 -> wss://edge.example.com/ssh", or [%s] with listen and remote below it`, name, name))
 	}
 	switch {
+	case name == "":
+		return nil, all.file.Wrong(name, "a tunnel has no name", `write ssh = "127.0.0.1:2222 -> wss://edge.example.com/ssh", where ssh is the name`)
+	case len(p.listen) == 0 && p.remote == "" && options.Nearest(name, []string{defaultsTable}) != "":
+		return nil, all.file.Wrong(name, name+": neither listen nor remote is given", "did you mean ["+defaultsTable+"]?")
 	case len(p.listen) == 0:
 		return nil, all.file.Wrong(name, name+": listen is missing", `add listen = "127.0.0.1:2222", the address for programs of this machine`)
 	case p.remote == "":
@@ -209,11 +216,11 @@ func (all *profiles) settings(name string, table map[string]any, p *profile) (se
 		path := name + "." + key
 		switch {
 		case !slices.Contains(known, key):
-			return nil, all.unknown(path, key, known)
+			return nil, all.unknown(path, key, table[key], known)
 		case key == "loglevel" && p != nil:
 			return nil, all.file.Wrong(path, "loglevel is for all tunnels together", "move it into ["+defaultsTable+"]")
 		}
-		texts, isSwitch, err := all.texts(path, table[key])
+		texts, isSwitch, err := all.texts(path, key, table[key])
 		if err != nil {
 			return nil, err
 		}
@@ -244,21 +251,31 @@ func (all *profiles) settings(name string, table map[string]any, p *profile) (se
 }
 
 // unknown says which key was probably meant.
-func (all *profiles) unknown(path, key string, known []string) error {
+func (all *profiles) unknown(path, key string, value any, known []string) error {
 	fix := "docs/client.md has all keys"
-	if near := options.Nearest(key, known); near != "" {
+	_, isTable := value.(map[string]any)
+	switch near := options.Nearest(key, known); {
+	case isTable:
+		fix = fmt.Sprintf("if that is a tunnel, it stands at the top of the file: [%s]", key)
+	case slices.Contains(known, "client-"+key):
+		fix = fmt.Sprintf("did you mean client-%s?", key)
+	case near != "":
 		fix = fmt.Sprintf("did you mean %s?", near)
+	case slices.Contains(options.Keys(options.Server), key):
+		fix = "it is for raimons: leave it away here"
 	}
 	return all.file.Wrong(path, fmt.Sprintf("unknown key %q", key), fix)
 }
 
 // texts makes an option of a value: a text, a number, a list of texts, or true and false.
-func (all *profiles) texts(path string, value any) (texts []string, isSwitch bool, err error) {
+func (all *profiles) texts(path, key string, value any) (texts []string, isSwitch bool, err error) {
 	switch value := value.(type) {
 	case string:
 		return []string{value}, false, nil
 	case int64:
 		return []string{strconv.FormatInt(value, 10)}, false, nil
+	case float64:
+		return []string{strconv.FormatFloat(value, 'f', -1, 64)}, false, nil
 	case bool:
 		return nil, true, nil
 	case []any:
@@ -271,7 +288,7 @@ func (all *profiles) texts(path string, value any) (texts []string, isSwitch boo
 		}
 		return texts, false, nil
 	}
-	return nil, false, all.file.Wrong(path, "this kind of value has no meaning here", `write a text in quotes, as in "30s"`)
+	return nil, false, all.file.Wrong(path, key+" is neither a text, a number nor a list of texts", `write it in quotes, as in "text", or several in brackets, as in ["text", "text"]`)
 }
 
 // about puts the mistake of an option where it stands in the file.

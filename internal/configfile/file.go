@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -64,6 +66,10 @@ func Read(name string) (*File, error) {
 
 // Parse is Read for a text that is there already; name is what messages call it.
 func Parse(name string, text []byte) (*File, error) {
+	if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
+		return nil, &Error{File: name, Line: 1, Problem: "the file is UTF-16", Fix: "save it as UTF-8"}
+	}
+	text = bytes.TrimPrefix(text, []byte("\ufeff")) // some editors of Windows put a byte order mark there
 	f := &File{Name: name, text: text}
 	var all map[string]any
 	if err := toml.Unmarshal(text, &all); err != nil {
@@ -94,9 +100,27 @@ func (f *File) broken(err error) error {
 		Fix: "the file is TOML (https://toml.io): texts stand in quotes, lists in brackets; the docs have all keys"}
 	var broken *toml.DecodeError
 	if errors.As(err, &broken) {
-		e.Line, _ = broken.Position()
+		line, column := broken.Position()
+		e.Line = line
+		e.Problem = firstByte.ReplaceAllStringFunc(e.Problem, func(string) string {
+			r, _ := utf8.DecodeRune(f.from(line, column))
+			if strings.ContainsRune("“”„‟‘’‚‛«»", r) {
+				e.Fix = `write straight quotes, as in "text"`
+			}
+			return fmt.Sprintf("%#U", r)
+		})
 	}
 	return e
+}
+
+// firstByte is what go-toml calls a character that has more bytes than one.
+var firstByte = regexp.MustCompile(`U\+00[89A-F][0-9A-F]( '.')?`)
+
+// from is the text from a line on and a byte in it, both counted from 1.
+func (f *File) from(line, column int) []byte {
+	lines := bytes.SplitN(f.text, []byte("\n"), line)
+	last := lines[len(lines)-1]
+	return bytes.TrimPrefix(last[min(column-1, len(last)):], []byte(`\`)) // which stands before what cannot be escaped
 }
 
 // Wrong is a mistake at path, such as site[0].cert, or at the nearest thing around it that is in the file.
@@ -144,12 +168,12 @@ func linesOf(text []byte) map[string]int {
 			if count := seen[path]; count > 0 && e.Kind != unstable.KeyValue {
 				path = fmt.Sprintf("%s[%d]", path, count-1)
 			}
+			if lines[path] == 0 {
+				lines[path] = line
+			}
 		}
 		if e.Kind != unstable.KeyValue {
 			table = path
-		}
-		if lines[path] == 0 {
-			lines[path] = line
 		}
 	}
 	return lines
