@@ -50,7 +50,7 @@ Exit status: 0 when nothing has failed, 1 otherwise, 23 when the options or the 
 `
 
 var doctorCommand = command.Command{Name: "doctor", Help: doctorHelp,
-	Actions: []command.Action{{Argument: "remote", Edge: true, JSON: true, Warnings: true}}, Run: runDoctor}
+	Actions: []command.Action{{Argument: "remote", Edge: true, Options: true, JSON: true, Warnings: true}}, Run: runDoctor}
 
 // diagnosis is what -json prints of a tunnel.
 type diagnosis struct {

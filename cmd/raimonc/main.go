@@ -46,8 +46,8 @@ Exit status: 0 after a clean end, 1 when something fails, 23 when the options ar
 `
 
 func main() {
-	os.Exit(command.Main(&command.Program{Side: options.Client, Help: help, Words: []string{"stdio"},
-		Commands: []command.Command{checkCommand, doctorCommand, statusCommand, reloadCommand, serviceCommand}, Run: run, RunConfig: runConfig}))
+	os.Exit(command.Main(&command.Program{Side: options.Client, Help: help,
+		Commands: []command.Command{stdioCommand, checkCommand, doctorCommand, statusCommand, reloadCommand, serviceCommand}, Run: run, RunConfig: runConfig}))
 }
 
 func run(ctx context.Context, job *command.Job) error {
@@ -65,6 +65,30 @@ func run(ctx context.Context, job *command.Job) error {
 	}
 	return c.Run(ctx)
 }
+
+const stdioHelp = `raimonc stdio forwards standard input and output, as ssh's ProxyCommand has it.
+
+    raimonc stdio <remote> [options]        the same remote and options as for a tunnel
+
+In ~/.ssh/config, where ssh wants a % as %%:
+
+    Host work
+        ProxyCommand raimonc stdio wss://edge.example.com/ssh 'token=file:/home/me/token'
+
+Standard output has nothing but what comes from the target. What goes wrong is told on
+standard error, and tried again for wait= (15 s).
+
+Flags:
+  -v                         log the connection
+  -log-format text|json      default: text on a terminal, else json
+  -h                         print this
+
+Exit status: 0 after a clean end, 1 when something fails, 23 when the options are
+wrong. SIGHUP, with which ssh ends it, is a clean end once the target has answered.
+`
+
+var stdioCommand = command.Command{Name: "stdio", Help: stdioHelp,
+	Actions: []command.Action{{Argument: "remote", Edge: true, Options: true, NoConfig: true}}, Run: run}
 
 // runStdio carries one tunnel between standard input and output.
 func runStdio(ctx context.Context, c *client.Client) error {

@@ -56,9 +56,9 @@ var certsCommand = command.Command{
 	Name: "certs",
 	Help: certsHelp,
 	Actions: []command.Action{
-		{Word: "list", JSON: true},
-		{Word: "renew", Argument: "name"},
-		{Word: "revoke", Argument: "name"},
+		{Word: "list", Options: true, JSON: true},
+		{Word: "renew", Argument: "name", Options: true},
+		{Word: "revoke", Argument: "name", Options: true},
 	},
 	Run: func(ctx context.Context, job *command.Job) error {
 		err := certs(ctx, job)

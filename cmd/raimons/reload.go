@@ -40,7 +40,7 @@ says so in the log only. To talk to an edge, be the user who owns its storage, o
 Exit status: 0 when it is done, 1 when the edge said no, 23 when the options are wrong.
 `
 
-var reloadCommand = command.Command{Name: "reload", Help: reloadHelp, Actions: []command.Action{{}}, Run: reloadEdges}
+var reloadCommand = command.Command{Name: "reload", Help: reloadHelp, Actions: []command.Action{{Options: true}}, Run: reloadEdges}
 
 // reloadEdges asks all edges that run on the storage.
 func reloadEdges(ctx context.Context, job *command.Job) error {

@@ -35,7 +35,7 @@ Flags:
 var tokenCommand = command.Command{
 	Name:    "token",
 	Help:    tokenHelp,
-	Actions: []command.Action{{Word: "", Argument: "name", JSON: true}},
+	Actions: []command.Action{{Argument: "name", NoConfig: true, JSON: true}},
 	Run: func(_ context.Context, job *command.Job) error {
 		t, err := newToken(job.Argument)
 		if err != nil {

@@ -3,7 +3,6 @@
 package command
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -38,8 +37,6 @@ type Program struct {
 	Side options.Side
 	// Help is the text of -h before the options.
 	Help string
-	// Words are first arguments that stand for a listen address and mean something of their own.
-	Words []string
 	// Commands are first arguments that are followed by words of their own instead of addresses.
 	Commands []Command
 	// Run does the work until ctx ends. An error that is a *ConfigError exits with ExitConfig, and so does
@@ -51,7 +48,7 @@ type Program struct {
 
 // Job is what the user asked for.
 type Job struct {
-	Word      string   // one of Program.Words, the name of a Command, or empty
+	Word      string   // the name of a Command, or empty
 	Action    string   // of the Command
 	Argument  string   // of the Action; empty where it takes none
 	JSON      bool     // results are for programs
@@ -137,7 +134,7 @@ func (i *invocation) parse(args []string, env func(string) (string, bool)) error
 	}
 	switch {
 	case err != nil:
-		return &ConfigError{err, i.Side.String() + " -h shows how it is called"}
+		return err
 	case len(words) > 0 && i.command(words[0]) != nil && !flags.version:
 		return i.parseCommand(i.command(words[0]), flags, words[1:])
 	case flags.json:
@@ -200,10 +197,10 @@ func (i *invocation) flags(args []string) (v flagValues, words []string, err err
 	set.BoolVar(&v.noSandbox, "no-sandbox", false, "")
 	for len(args) > 0 {
 		e := set.Parse(args)
-		if e != nil && err == nil {
-			err = e
-		}
 		rest := set.Args()
+		if e != nil && err == nil {
+			err = &ConfigError{e, i.flagFix(args[max(0, len(args)-len(rest)-1)])}
+		}
 		switch {
 		case e != nil && len(rest) == len(args):
 			rest = rest[1:] // package flag does not take off what is no flag at all, such as ---x
@@ -214,9 +211,18 @@ func (i *invocation) flags(args []string) (v flagValues, words []string, err err
 		args = rest
 	}
 	if err == nil && v.logFormat != "" && v.logFormat != "text" && v.logFormat != "json" {
-		err = fmt.Errorf("flag -log-format: %q is neither text nor json", v.logFormat)
+		err = &ConfigError{fmt.Errorf("flag -log-format: %q is neither text nor json", v.logFormat), i.Side.String() + " -h shows how it is called"}
 	}
 	return v, words, err
+}
+
+// flagFix is for an argument that starts with a dash and is wrong.
+func (i *invocation) flagFix(argument string) string {
+	name, _, _ := strings.Cut(strings.TrimLeft(argument, "-"), "=")
+	if slices.Contains(options.Keys(i.Side), name) {
+		return name + " is an option: it has no dash, and stands in the one word of options behind the addresses"
+	}
+	return i.Side.String() + " -h shows how it is called"
 }
 
 // words reads the arguments that are not flags.
@@ -225,25 +231,18 @@ func (i *invocation) words(words []string) (*Job, string, error) {
 	if len(words) == 0 {
 		return nil, "", &ConfigError{errors.New("no addresses given"), fmt.Sprintf("%s <listen> <%s> [options]; %s -h explains", name, i.remoteName(), name)}
 	}
-	job := &Job{}
-	first := words[0]
-	if strings.ContainsAny(first, ":/") {
-		job.Listen = []string{first}
-	} else {
-		job.Word = first
-		if !slices.Contains(i.Words, first) {
-			return nil, "", &ConfigError{fmt.Errorf("%q is neither an address nor a command", first), i.wordFix(first)}
-		}
+	if !strings.ContainsAny(words[0], ":/") {
+		return nil, "", &ConfigError{fmt.Errorf("%q is neither an address nor a command", words[0]), i.wordFix(words[0])}
 	}
 	if len(words) == 1 {
 		return nil, "", &ConfigError{fmt.Errorf("the second address is missing: where %s connects to", name),
-			fmt.Sprintf("%s %s <%s> [options]; %s -h explains", name, cmp.Or(job.Word, "<listen>"), i.remoteName(), name)}
+			fmt.Sprintf("%s <listen> <%s> [options]; %s -h explains", name, i.remoteName(), name)}
 	}
 	if len(words) > 3 {
 		return nil, "", &ConfigError{fmt.Errorf("%d arguments where three are known: %q is one too many", len(words), words[3]),
 			"put quotes around the options: ';' means something to the shell"}
 	}
-	job.Remote = words[1]
+	job := &Job{Listen: words[:1], Remote: words[1]}
 	if len(words) == 3 {
 		return job, words[2], nil
 	}
@@ -258,12 +257,22 @@ func (i *invocation) wordFix(word string) string {
 		return "raimons is the server: the client is raimonc"
 	}
 	if _, err := strconv.ParseUint(word, 10, 16); err == nil {
+		if i.Side == options.Client {
+			return "a port stands behind an address: write 127.0.0.1:" + word
+		}
 		return "a port stands behind a colon: write :" + word
 	}
+	if word == "help" || word == "version" {
+		return fmt.Sprintf("did you mean %s -%s?", i.Side, word)
+	}
+	var names []string
 	for _, c := range i.Commands {
-		if strings.HasPrefix(c.Name, word) || strings.HasPrefix(word, strings.TrimSuffix(c.Name, "s")) {
+		if names = append(names, c.Name); strings.HasPrefix(c.Name, word) || strings.HasPrefix(word, strings.TrimSuffix(c.Name, "s")) {
 			return fmt.Sprintf("did you mean %s %s?", i.Side, c.Name)
 		}
+	}
+	if near := options.Nearest(word, names); near != "" {
+		return fmt.Sprintf("did you mean %s %s?", i.Side, near)
 	}
 	if strings.HasSuffix(word, ".toml") && i.RunConfig != nil {
 		return fmt.Sprintf("to start with that file: %s -config %s", i.Side, word)
@@ -293,7 +302,7 @@ func (i *invocation) prepare(flags flagValues, job *Job, option string) error {
 		}
 	}
 	addresses := job.Listen
-	if job.Word == "" && job.Config == "" || slices.Contains(i.Words, job.Word) || job.Remote != "" {
+	if job.Word == "" && job.Config == "" || job.Remote != "" {
 		addresses = append([]string{job.Remote}, addresses...)
 	}
 	for _, address := range addresses {

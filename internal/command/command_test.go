@@ -15,8 +15,10 @@ func noEnvironment(string) (string, bool) { return "", false }
 // parse is what a start of the client with these arguments comes to.
 func parse(args ...string) (*invocation, error) {
 	i := &invocation{
-		Program: &Program{Side: options.Client, Help: "how to call it\n", Words: []string{"stdio"}},
-		stdout:  new(bytes.Buffer), stderr: new(bytes.Buffer),
+		Program: &Program{Side: options.Client, Help: "how to call it\n", Commands: []Command{
+			{Name: "stdio", Help: "how to call stdio\n", Actions: []Action{{Argument: "remote", Edge: true, Options: true, NoConfig: true}}},
+		}},
+		stdout: new(bytes.Buffer), stderr: new(bytes.Buffer),
 	}
 	return i, i.parse(args, noEnvironment)
 }
@@ -109,7 +111,7 @@ func parseServer(args ...string) (*invocation, error) {
 	i := &invocation{
 		Program: &Program{Side: options.Server, Help: "how to call it\n", Commands: []Command{{
 			Name: "certs", Help: "how to call certs\n",
-			Actions: []Action{{Word: "list", JSON: true}, {Word: "renew", Argument: "name"}},
+			Actions: []Action{{Word: "list", Options: true, JSON: true}, {Word: "renew", Argument: "name", Options: true}, {Word: "forget"}},
 		}}},
 		stdout: new(bytes.Buffer), stderr: new(bytes.Buffer),
 	}
@@ -156,7 +158,7 @@ func TestCommandHelp(t *testing.T) {
 
 func TestCommandMistakes(t *testing.T) {
 	for args, want := range map[string]struct{ text, hint string }{
-		"certs lst":                   {`"lst"`, "raimons certs list, or raimons certs renew <name>; raimons certs -h explains"},
+		"certs lst":                   {`"lst"`, "raimons certs list, or raimons certs renew <name>, or raimons certs forget; raimons certs -h explains"},
 		"certs renew":                 {"the name is missing", "raimons certs renew <name> [options]"},
 		"certs renew storage=/x":      {"the name is missing", "raimons certs renew <name> [options]"},
 		"certs list storage=/x acme":  {`"acme" is one argument too many`, "quotes"},
@@ -166,6 +168,14 @@ func TestCommandMistakes(t *testing.T) {
 		"certificates":                {`"certificates" is neither`, "did you mean raimons certs?"},
 		"certs list storage=/x;=":     {"option", ""},
 		"certs list -log-format=yaml": {"-log-format", "-h"},
+		"certs forget storage=/x":     {`"storage=/x" is one argument too many`, "raimons certs forget; raimons certs -h explains"},
+		"certs forget edge.toml":      {`"edge.toml" is one argument too many`, "for that file: raimons certs forget -config edge.toml"},
+		"crets list":                  {`"crets" is neither`, "did you mean raimons certs?"},
+		"help":                        {`"help" is neither`, "did you mean raimons -help?"},
+		"443 b:2":                     {`"443" is neither`, "write :443"},
+		"-tls :1 b:2":                 {"-tls", "tls is an option: it has no dash"},
+		"-tsl :1 b:2":                 {"-tsl", "raimons -h"},
+		"-v=2 :1 b:2":                 {"-v", "raimons -h"},
 	} {
 		_, err := parseServer(strings.Fields(args)...)
 		if err == nil || !strings.Contains(err.Error(), want.text) || !strings.Contains(Hint(err), want.hint) {

@@ -26,6 +26,8 @@ type Action struct {
 	Word     string
 	Argument string // what has to follow, as messages call it; empty: nothing
 	Edge     bool   // the argument is the address or URL of an edge, for Job.Remote; with -config a name of the file, or nothing
+	Options  bool   // a word of options may follow
+	NoConfig bool   // -config is not for it
 	JSON     bool   // -json is for it
 	Warnings bool   // it tells of Options.Warnings itself
 }
@@ -69,9 +71,16 @@ func (i *invocation) parseCommand(c *Command, flags flagValues, words []string) 
 // parseAction reads what an action is about, and options.
 func (i *invocation) parseAction(c *Command, action Action, flags flagValues, words []string) error {
 	called := i.Side.String() + " " + c.Name
+	name, usage := strings.TrimSpace(c.Name+" "+action.Word), strings.TrimSpace(called+" "+action.usage())
+	if action.Options {
+		usage += " [options]"
+	}
 	job := &Job{Word: c.Name, Action: action.Word, JSON: flags.json, Config: flags.config, ownWarnings: action.Warnings}
-	if flags.json && !action.JSON {
-		return &ConfigError{fmt.Errorf("flag -json: %s prints one line for people", strings.TrimSpace(c.Name+" "+action.Word)), "its exit status says whether it went well"}
+	switch {
+	case flags.json && !action.JSON:
+		return &ConfigError{fmt.Errorf("flag -json: %s prints one line for people", name), "its exit status says whether it went well"}
+	case flags.config != "" && action.NoConfig:
+		return &ConfigError{fmt.Errorf("flag -config: %s takes no file", name), usage}
 	}
 	byName := action.Edge && flags.config != ""
 	switch {
@@ -79,7 +88,10 @@ func (i *invocation) parseAction(c *Command, action Action, flags flagValues, wo
 		job.Argument, job.Config = flags.config, ""
 	case byName && len(words) == 0, action.Argument == "":
 	case len(words) == 0 || isOptions(words[0]):
-		return &ConfigError{fmt.Errorf("%s: the %s is missing", strings.TrimSpace(c.Name+" "+action.Word), action.Argument), called + " " + action.usage() + " [options]"}
+		return &ConfigError{fmt.Errorf("%s: the %s is missing", name, action.Argument), usage}
+	case action.Edge && !byName && !action.NoConfig && !strings.ContainsAny(words[0], ":/"):
+		return &ConfigError{fmt.Errorf("address %q: the port is missing, as in %[1]s:443", words[0]),
+			fmt.Sprintf("for a tunnel of a file: %s -config <file> %s", called, words[0])}
 	case action.Edge && !byName:
 		job.Remote, words = words[0], words[1:]
 	default:
@@ -88,10 +100,14 @@ func (i *invocation) parseAction(c *Command, action Action, flags flagValues, wo
 	if byName && len(words) > 0 {
 		return &ConfigError{fmt.Errorf("flag -config: %q is one argument too many", words[0]), "options stand in the file then"}
 	}
-	switch len(words) {
-	case 0:
+	switch {
+	case len(words) == 0:
 		return i.prepare(flags, job, "")
-	case 1:
+	case !action.Options && action.Argument == "" && strings.HasSuffix(words[0], ".toml"):
+		return &ConfigError{fmt.Errorf("%q is one argument too many", words[0]), "for that file: " + usage + " -config " + words[0]}
+	case !action.Options:
+		return &ConfigError{fmt.Errorf("%q is one argument too many", words[0]), usage + "; " + called + " -h explains"}
+	case len(words) == 1:
 		return i.prepare(flags, job, words[0])
 	}
 	return &ConfigError{fmt.Errorf("%q is one argument too many", words[1]),
