@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"raimon/internal/options"
+	"raimon/internal/text"
 	"raimon/tunnel"
 )
 
@@ -57,7 +58,7 @@ func tlsHint(err error) string {
 	)
 	switch {
 	case errors.As(err, &pin):
-		return "if the edge has a new key on purpose, use pin=" + pin.Got + "; else something on the way shows a key of its own"
+		return "something on the way may show a key of its own, and read along: use pin=" + pin.Got + " only if the edge's log has the same"
 	case errors.As(err, &authority):
 		return authorityHint(authority)
 	case errors.As(err, &x509.SystemRootsError{}):
@@ -65,7 +66,7 @@ func tlsHint(err error) string {
 	case errors.As(err, &unknown):
 		return "name the edge's CA with ca=<file>, or its key with pin=<the pin that raimons logs at start>"
 	case errors.As(err, &hostname):
-		return "sni= must be a name in the edge's certificate"
+		return "sni= must be a name in the edge's certificate" + someName(hostname.Certificate)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "the edge's certificate has expired, or this machine's clock is wrong"
 	case errors.Is(err, tunnel.ErrNoAnswer):
@@ -78,6 +79,8 @@ func tlsHint(err error) string {
 		return targetHint(tunnel.Reason(err))
 	}
 	switch text := err.Error(); {
+	case strings.Contains(text, "does not answer in HTTP"):
+		return "no WebSocket is spoken there: is ws missing on the other side, or tls on one of them? Where alpn= has h2, leave that away"
 	case strings.Contains(text, "first record does not look like a TLS handshake"):
 		return "the other side does not speak TLS here: is tls missing in its options, or is this another port?"
 	case strings.Contains(text, "remote error: tls: unrecognized name"):
@@ -94,6 +97,14 @@ func tlsHint(err error) string {
 		return "kaminaris without ocsp= sends an empty OCSP staple, which is not valid TLS: give it ocsp= and any file that is not empty, or run raimons there"
 	}
 	return ""
+}
+
+// someName is one that c is for, if there is any.
+func someName(c *x509.Certificate) string {
+	if c == nil || len(c.DNSNames) == 0 {
+		return ""
+	}
+	return ", such as " + text.Shorten(text.Printable(c.DNSNames[0]), 100)
 }
 
 // targetHint is about an edge that does not give its client a target, for a reason of package tunnel.
@@ -165,7 +176,7 @@ func networkHint(err error) string {
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return "each tunnel takes two files: raise the limit (ulimit -n, or LimitNOFILE= in a systemd unit)"
 	case errors.Is(err, errAddressMissing) && listening:
-		return "this machine does not have that address; to listen on all, leave the host empty, as in :443"
+		return "this machine does not have that address: 127.0.0.1 is for its own programs alone, no host at all, as in :443, for everybody"
 	case listening && op.Net == "unix" && errors.Is(err, os.ErrPermission):
 		return "this user may not make a socket there: choose another folder, or change its owner"
 	case listening && errors.Is(err, os.ErrPermission):
@@ -176,6 +187,8 @@ func networkHint(err error) string {
 		return "the name server does not answer: is this machine online? raimonc can ask another one, as in dns=9.9.9.9"
 	case dns != nil:
 		return "the name server cannot be asked, or fails: raimonc can ask another one, as in dns=9.9.9.9"
+	case tunnel.Reason(err) == tunnel.ReasonUnreachable:
+		return "this machine has no way there: is it connected (Wi-Fi, cable, VPN), and is the address right?"
 	case errors.Is(err, errRefused):
 		return "nothing listens there: is the program behind it running, and on that port?"
 	case errors.Is(err, errReset):

@@ -28,7 +28,7 @@ func proxyHint(err *tunnel.ProxyError) string {
 	case errors.As(err, &authority):
 		return "the certificate of an https proxy has to be of a CA that this machine trusts: put its root among the system's, or use http:// if the proxy speaks that"
 	case errors.Is(err, tunnel.ErrTimeout):
-		return "the proxy did not answer in time: is this its address and port? (timeout= allows more, proxy=off goes without)"
+		return "the proxy did not answer in time: is this its address and port, and is it of another kind (http, https, socks5)? (timeout= allows more, proxy=off goes without)"
 	case errors.Is(err, errRefused):
 		return "nothing listens at the proxy's address: is it running, and on that port? (proxy=off goes without)"
 	case errors.As(err, &tls.RecordHeaderError{}):

@@ -86,19 +86,28 @@ func (e *examination) all(ctx context.Context) {
 		return
 	}
 	if !tunnel.Waiting(second.conn) {
-		if e.ws != nil {
-			greeting = listen(ctx, second)
-		}
-		second.end(ctx)
-		e.ok("echo", "left out: it takes ws or wss, and a raimons that lets its clients wait", 0)
-		if e.lookAtGreeting(greeting) {
-			e.sum(second.took)
-		}
+		e.withoutWaiting(ctx, second, greeting)
 		return
 	}
 	e.lookAtEcho(ctx, second)
 	second.end(ctx) // it counts for the limits of the edge
 	e.lookAtTarget(ctx)
+}
+
+// withoutWaiting is what there is to look at where the edge has dialed its target already, which has said greeting in tcp and tls.
+func (e *examination) withoutWaiting(ctx context.Context, l *line, greeting greeting) {
+	if e.Options.Socks {
+		e.failWith("target", tunnel.ErrNoTargets.Error(), "programs choose their target through a raimons only: leave socks away for the edge's own target", 0)
+		return
+	}
+	if e.ws != nil {
+		greeting = listen(ctx, l)
+	}
+	l.end(ctx)
+	e.ok("echo", "left out: it takes ws or wss, and a raimons that lets its clients wait", 0)
+	if e.lookAtGreeting(greeting) {
+		e.sum(l.took)
+	}
 }
 
 // lookAtOptions tells of options that are ignored.
@@ -198,7 +207,7 @@ func (e *examination) limited(ctx context.Context, do func(context.Context) erro
 	defer cancel()
 	err := do(ctx)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
-		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
+		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
 	return err
 }

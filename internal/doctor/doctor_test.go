@@ -30,6 +30,7 @@ import (
 	"raimon/internal/command"
 	"raimon/internal/doctor"
 	"raimon/internal/options"
+	"raimon/internal/resolve"
 	"raimon/internal/tunneltest"
 	"raimon/tunnel"
 )
@@ -271,6 +272,40 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// half is a resolver whose server answers the question for one kind of addresses only.
+type half string
+
+func (h half) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	switch {
+	case network != string(h):
+		<-ctx.Done()
+		return nil, &net.DNSError{Err: "i/o timeout", Name: host, IsTimeout: true}
+	case network == "ip6":
+		return []netip.Addr{netip.IPv6Loopback()}, nil
+	}
+	return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
+}
+
+func TestHalfResolver(t *testing.T) {
+	address := silent(t)
+	_, port, _ := net.SplitHostPort(address)
+	for resolver, want := range map[half][]string{
+		"ip4": {`^warning  dns         edge.test is 127.0.0.1, says .*; but lookup edge.test: i/o timeout \(.*\n +-> programs get through with these`, `^ok       target `},
+		"ip6": {`^warning  dns         edge.test is ::1, says `},
+		"":    {`^failed   dns         lookup edge.test: i/o timeout .*\n +-> the name server does not answer`},
+	} {
+		d := patient(t, "edge.test:"+port)
+		d.Tunnel.Dialer.Resolver, d.Tunnel.Timeout = resolver, 100*time.Millisecond
+		text, _ := examine(t, t.Context(), d)
+		wants(t, text, want...)
+	}
+	d := patient(t, "edge.test:"+port)
+	d.Tunnel.Dialer.Resolver, d.Tunnel.Timeout = half(""), 100*time.Millisecond
+	d.Options.Resolver = new(resolve.Server)
+	text, _ := examine(t, t.Context(), d)
+	wants(t, text, `^failed   dns .*\n +-> the name server is that of option dns: is it right`)
+}
+
 func many(n int) (all addresses) {
 	for i := range n {
 		all = append(all, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
@@ -338,6 +373,9 @@ func TestEdgeThatDoesNotWait(t *testing.T) {
 			if !healthy {
 				t.Error("something has failed")
 			}
+			d.Options.Socks = true
+			text, _ = examine(t, t.Context(), d)
+			wants(t, text, `^failed   target      the edge does not know of chosen targets.*\n +-> programs choose their target through a raimons only`)
 		})
 	}
 }
@@ -422,4 +460,9 @@ func TestThroughProxy(t *testing.T) {
 	if !healthy || strings.Contains(text, "s3cr3t") {
 		t.Errorf("healthy: %v\n%s", healthy, text)
 	}
+
+	// The way through it is told although what comes next fails.
+	encrypted(d, tunneltest.NewCA(t))
+	text, _ = examine(t, t.Context(), d)
+	wants(t, text, `^ok       connect     a connection to `+edge+`$`, `^failed   tls `)
 }

@@ -40,6 +40,8 @@ func (e *examination) lookAtProxy() bool {
 		return e.ok("proxy", e.proxyName()+", from "+variable+" in the environment", 0)
 	case variable != "":
 		return e.ok("proxy", "none: "+variable+" is set, and does not hold for this address", 0)
+	case e.Options.ProxyAuth != "":
+		return e.warn("proxy", "none, while option proxy-auth is for one", "name the proxy with proxy=, or leave proxy-auth away", 0)
 	}
 	return e.ok("proxy", "none", 0)
 }
@@ -83,13 +85,10 @@ func (e *examination) lookUp(ctx context.Context, host string) (addresses []neti
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, true
 	}
 	begin := time.Now()
-	err := e.limited(ctx, func(ctx context.Context) (err error) {
-		addresses, err = e.resolver().LookupNetIP(ctx, "ip", host)
-		return err
-	})
+	addresses, err := e.ask(ctx, host)
 	took := time.Since(begin)
-	if err != nil {
-		return nil, e.fail("dns", err, took)
+	if len(addresses) == 0 {
+		return nil, e.failWith("dns", err.Error(), e.dnsAdvice(err), took)
 	}
 	for i, a := range addresses {
 		addresses[i] = a.Unmap()
@@ -100,7 +99,48 @@ func (e *examination) lookUp(ctx context.Context, host string) (addresses []neti
 	if e.Options.Resolver != nil {
 		by = e.Options.Resolver.String() + ", as option dns says"
 	}
-	return addresses, e.ok("dns", fmt.Sprintf("%s is %s, says %s", host, list(addresses), by), took)
+	found := fmt.Sprintf("%s is %s, says %s", host, list(addresses), by)
+	if err != nil {
+		return addresses, e.warn("dns", found+"; but "+err.Error(), "programs get through with these, and may have to wait: another name server, as in dns=9.9.9.9, would answer", took)
+	}
+	return addresses, e.ok("dns", found, took)
+}
+
+// ask looks up the IPv4 and the IPv6 addresses of host side by side, as a tunnel does: some name servers answer one of the
+// questions only. It returns what there is, and an error beside it where a question got no answer.
+func (e *examination) ask(ctx context.Context, host string) ([]netip.Addr, error) {
+	kinds := []string{"ip4", "ip6"}
+	found, errs := make([][]netip.Addr, len(kinds)), make([]error, len(kinds))
+	var asking sync.WaitGroup
+	for i, kind := range kinds {
+		asking.Go(func() {
+			errs[i] = e.limited(ctx, func(ctx context.Context) (err error) {
+				found[i], err = e.resolver().LookupNetIP(ctx, kind, host)
+				return err
+			})
+		})
+	}
+	asking.Wait()
+	addresses := slices.Concat(found...)
+	for i, err := range errs {
+		var dns *net.DNSError
+		switch isDNS := errors.As(err, &dns); {
+		case isDNS && dns.IsNotFound && len(addresses) > 0:
+			errs[i] = nil // there are none of this kind
+		case isDNS:
+			errs[i] = dns // it tells whose fault a lookup is that took too long
+		}
+	}
+	return addresses, cmp.Or(errs...)
+}
+
+// dnsAdvice is what to do where a name was not found.
+func (e *examination) dnsAdvice(err error) string {
+	var dns *net.DNSError
+	if e.Options.Resolver != nil && !(errors.As(err, &dns) && dns.IsNotFound) {
+		return "the name server is that of option dns: is it right, and can it be reached from here?"
+	}
+	return e.advice(err)
 }
 
 func (e *examination) resolver() tunnel.Resolver {

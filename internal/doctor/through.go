@@ -97,8 +97,16 @@ func (e *examination) lookAtUpgrade(ctx context.Context, l *line) bool {
 	took, err := e.upgrade(ctx, l)
 	var refused *tunnel.UpgradeError
 	switch {
-	case errors.As(err, &refused) && e.server != "":
-		return e.failWith("upgrade", fmt.Sprintf("%v (a web server that calls itself %s)", err, e.server), e.advice(err), took)
+	case errors.As(err, &refused):
+		found, advice := err.Error(), e.advice(err)
+		if e.server != "" {
+			found += " (a web server that calls itself " + e.server + ")"
+			advice += "; or that web server stands in front of the edge, and does not pass WebSocket upgrades on"
+		}
+		if e.via != nil {
+			advice += "; or the proxy opens TLS, and does not pass them on"
+		}
+		return e.failWith("upgrade", found, advice, took)
 	case err != nil:
 		return e.fail("upgrade", err, took)
 	}
@@ -257,8 +265,7 @@ func (e *examination) lookAtTarget(ctx context.Context) {
 		return
 	}
 	if e.Options.Socks {
-		e.ok("target", "programs choose it", 0)
-		e.sum(l.took)
+		e.lookAtChoice(ctx, l)
 		return
 	}
 	begin := time.Now()
@@ -278,6 +285,30 @@ func (e *examination) lookAtTarget(ctx context.Context) {
 	if e.lookAtGreeting(greeting) {
 		e.sum(l.took)
 	}
+}
+
+// lookAtChoice has an edge reach its target although programs are to choose theirs: who has none to offer lets them. Of
+// a route that has one, only its config says whether it also takes those of programs.
+func (e *examination) lookAtChoice(ctx context.Context, l *line) {
+	err := talk(ctx, l.conn, e.Tunnel.Timeout, func() error {
+		if err := tunnel.Take(l.conn, ""); err != nil {
+			return err
+		}
+		return tunnel.AwaitOpen(l.conn)
+	})
+	var refused *tunnel.TargetError
+	switch chosen := errors.As(err, &refused); {
+	case chosen && refused.Reason == tunnel.ReasonForbidden:
+		e.ok("target", "programs choose it", 0)
+	case chosen && refused.Reason == tunnel.ReasonBusy, err != nil && !chosen:
+		e.fail("target", err, 0)
+		return
+	default:
+		e.warn("target", "the edge has one of its own here, and does not say whether programs may choose another",
+			"without targets in its route every program is refused: ask who runs the edge, or leave socks away for the edge's own target", 0)
+	}
+	l.end(ctx)
+	e.sum(l.took)
 }
 
 // lookAtGreeting says whether the target is there, as far as that can be told.

@@ -17,6 +17,10 @@ import (
 // lookAtEdge opens a connection as far as TLS, and says whom it leads to. Nil: it does not come about.
 func (e *examination) lookAtEdge(ctx context.Context) *line {
 	l, err := e.open(ctx)
+	var at *stepError
+	if errors.As(err, &at) && at.step == "tls" && e.via != nil {
+		e.ok("connect", "a connection to "+e.Tunnel.Remote, 0)
+	}
 	if err != nil {
 		e.failOpen(err)
 		return nil
