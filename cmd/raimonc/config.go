@@ -20,8 +20,8 @@ const checkHelp = `raimonc check says whether raimonc would start with a config 
 
     raimonc check <file>
 
-It reads all that the file names: certificates, keys, tokens. It opens no port and reaches no edge; raimonc doctor
-does that.
+It reads all that the file names: certificates, keys, tokens. It opens no port
+and reaches no edge; raimonc doctor does that.
 
 Exit status: 0 when raimonc would start, 23 when the file is wrong.
 `

@@ -14,17 +14,17 @@ import (
 	"raimon/tunnel"
 )
 
-const doctorHelp = `raimonc doctor looks at everything between this machine and the target of a tunnel.
+const doctorHelp = `raimonc doctor looks at everything from this machine to the target of a tunnel.
 
-    raimonc doctor <remote> [options]         the same remote and options as for a tunnel
-    raimonc doctor -config <file> [tunnel]    one tunnel of a file, or all of them
+    raimonc doctor <remote> [options]       remote and options as for a tunnel
+    raimonc doctor -config <file> [tunnel]  one tunnel of a file, or all of them
 
-Each step has a line: ok, warning or failed, what was found, and how long it took; below a
-failure or a warning stands what to do. It goes as far as it can: after a failure, the steps
-that need what has failed are left out.
+Each step has a line: ok, warning or failed, what was found, and how long it
+took; below a failure or a warning stands what to do. It goes as far as it can:
+after a failure, the steps that need what has failed are left out.
 
     options      those that have no effect
-    proxy        which one, and who has said so: option proxy, or the environment
+    proxy        which one, and who says so: option proxy, or the environment
     dns          the addresses of the edge, or of the proxy
     tcp          each address, tried on its own
     connect      the way through the proxy
@@ -35,18 +35,20 @@ that need what has failed are left out.
     resumption   whether a second connection is faster
     upgrade      the WebSocket, and which program the edge is
     echo         the time to the edge and back, through the tunnel
-    throughput   what goes through, there and back at once: 2 seconds, 32 MiB at most
+    throughput   what goes through both ways at once: 2 seconds, 32 MiB at most
     target       whether the edge reaches it, and what it says by itself
-    programs     how long they wait, with a new connection and with one from the pool
+    programs     how long they wait: a new connection, and one from the pool
 
-It makes three connections to the edge, one after the other, and one more to each address. The
-target sees one of them (in tls two, in tcp all), on which nothing is said. A step takes
-timeout= (10 s) at most.
+It makes three connections to the edge, one after the other, and one more to
+each address. The target sees one of them (in tls two, in tcp all), on which
+nothing is said. A step takes timeout= (10 s) at most.
 
 Flags:
   -json                      print an array with one object for each tunnel
+  -h                         print this
 
-Exit status: 0 when nothing has failed, 1 otherwise, 23 when the options or the file are wrong.
+Exit status: 0 when nothing has failed, 1 otherwise, 23 when the options or the
+file are wrong.
 `
 
 var doctorCommand = command.Command{Name: "doctor", Help: doctorHelp,

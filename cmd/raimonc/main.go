@@ -12,27 +12,33 @@ import (
 	"raimon/internal/options"
 )
 
-const help = `raimonc carries TCP connections to raimons, through places where only HTTPS passes.
+const help = `raimonc carries TCP connections to raimons, where only HTTPS passes.
 
-    raimonc <listen> <remote> [options]     accept on listen, forward to the edge at remote
-    raimonc stdio <remote> [options]        forward standard input and output, for ssh's ProxyCommand
-    raimonc -config <file>                  any number of tunnels, as a file names them
-    raimonc check <file>                    say whether such a file is fine
-    raimonc doctor <remote> [options]       look at everything between here and the target
-    raimonc status                          how the tunnels of running clients do
-    raimonc reload                          make running clients take their files up anew
-    raimonc service install -config <file>  start a client with every login
+    raimonc <listen> <remote> [options]  accept on listen, forward to the edge
+    raimonc -config <file>               any number of tunnels, as a file says
+    raimonc stdio <remote> [options]     standard input and output, for ssh
+    raimonc check <file>                 say whether such a file is fine
+    raimonc doctor <remote> [options]    look at everything up to the target
+    raimonc status                       how the tunnels of clients do
+    raimonc reload                       have clients take their files up anew
+    raimonc service install -config <file>
+                                         start a client with every login
 
-The remote is a URL, wss://edge.example.com/path (ws, tls and tcp as well), or host:port.
-The other address is host:port, [ipv6]:port, :port or unix:/path, or socks://host:port for
-programs that choose where to, with SOCKS5 or HTTP CONNECT. The options are one word,
-separated by ';', so put quotes around them. With neither URL nor options it is plain tcp.
+raimonc <command> -h explains each of them.
+
+The remote is a URL, wss://edge.example.com/path (ws, tls and tcp as well), or
+host:port. The other address is host:port, [ipv6]:port, :port or unix:/path, or
+socks://host:port for programs that choose where to, with SOCKS5 or HTTP
+CONNECT. The options are one word, separated by ';', so put quotes around them.
+With neither URL nor options it is plain tcp.
 
     raimonc 127.0.0.1:2222 wss://edge.example.com/ssh
-    raimonc 127.0.0.1:2222 edge.example.com:443 'ws;host=edge.example.com;path=/ssh;tls;sni=edge.example.com'
+    raimonc 127.0.0.1:2222 edge.example.com:443 \
+        'ws;host=edge.example.com;path=/ssh;tls;sni=edge.example.com'
     ssh -o ProxyCommand='raimonc stdio wss://edge.example.com/ssh' user@host
 
-It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as plugin_opts.
+It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as
+plugin_opts.
 
 Flags:
   -config <file>             read the tunnels from a file, and anew with SIGHUP
@@ -41,7 +47,8 @@ Flags:
   -version                   print the version
   -h                         print this
 
-Exit status: 0 after a clean end, 1 when something fails, 23 when the options are wrong.
+Exit status: 0 after a clean end, 1 when something fails, 23 when the options
+are wrong.
 
 `
 
@@ -68,23 +75,24 @@ func run(ctx context.Context, job *command.Job) error {
 
 const stdioHelp = `raimonc stdio forwards standard input and output, as ssh's ProxyCommand has it.
 
-    raimonc stdio <remote> [options]        the same remote and options as for a tunnel
+    raimonc stdio <remote> [options]     remote and options as for a tunnel
 
 In ~/.ssh/config, where ssh wants a % as %%:
 
     Host work
-        ProxyCommand raimonc stdio wss://edge.example.com/ssh 'token=file:/home/me/token'
+        ProxyCommand raimonc stdio wss://edge.example.com/ssh 'token=file:/path'
 
-Standard output has nothing but what comes from the target. What goes wrong is told on
-standard error, and tried again for wait= (15 s).
+Standard output has nothing but what comes from the target. What goes wrong is
+told on standard error, and tried again for wait= (15 s).
 
 Flags:
   -v                         log the connection
   -log-format text|json      default: text on a terminal, else json
   -h                         print this
 
-Exit status: 0 after a clean end, 1 when something fails, 23 when the options are
-wrong. SIGHUP, with which ssh ends it, is a clean end once the target has answered.
+Exit status: 0 after a clean end, 1 when something fails, 23 when the options
+are wrong. SIGHUP, with which ssh ends it, is a clean end once the target has
+answered.
 `
 
 var stdioCommand = command.Command{Name: "stdio", Help: stdioHelp,

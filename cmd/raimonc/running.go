@@ -163,13 +163,14 @@ func sameFile(a, b string) bool {
 	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }
 
-const reloadHelp = `raimonc reload makes running clients take up their config file anew, without touching a tunnel that has not changed.
+const reloadHelp = `raimonc reload has running clients take up their config file anew. No tunnel is
+touched that has not changed.
 
     raimonc reload                          all clients of this user
     raimonc reload -config <file>           those that run with the file
 
-Where the file is wrong, reload says why, and the client goes on with what it had. SIGHUP does the same, but
-says so in the log only.
+Where the file is wrong, reload says why, and the client goes on with what it
+had. SIGHUP does the same, but says so in the log only.
 
 Exit status: 0 when it is done, 1 when no client is running or one said no.
 `

@@ -12,27 +12,35 @@ import (
 	"raimon/internal/command"
 )
 
-const serviceHelp = `raimonc service has the tunnels of a config file start with your login, and again when they fail.
+const serviceHelp = `raimonc service has the tunnels of a config file start with your login, and
+again when they fail.
 
-    raimonc service install -config <file>     check the file, and have it started from the next login on
+    raimonc service install -config <file>     check the file, and have it
+                                               started from the next login on
     raimonc service start -config <file>       start it now
     raimonc service status -config <file>      say whether it runs
     raimonc service stop -config <file>        end it until the next login
     raimonc service uninstall -config <file>   end it, and forget it
 
-Each file is a service of its own, with the name of the file: raimonc-tunnels for tunnels.toml. It runs this very
-program in the folder of the file, where relative names in the file start. After an update of raimonc at the same
-place, stop and start it; after a move, uninstall and install it. After a change of the file, raimonc reload.
+Each file is a service of its own, with the name of the file: raimonc-tunnels
+for tunnels.toml. It runs this very program in the folder of the file, where
+relative names in the file start. After an update of raimonc at the same place,
+stop and start it; after a move, uninstall and install it. After a change of the
+file, raimonc reload.
 
-  Linux     a user unit of systemd, ~/.config/systemd/user/raimonc-tunnels.service. The log:
-            journalctl --user -u raimonc-tunnels. To start with the machine instead of the login, and to outlive
-            the logout: loginctl enable-linger
-  macOS     a launchd agent, ~/Library/LaunchAgents/raimonc-tunnels.plist. The log:
-            ~/Library/Logs/raimonc-tunnels.err.log
-  Windows   a service, for administrators to install; it starts with the machine. It runs as LOCAL SERVICE, who has
-            to be able to read the file and what that names. The log is in the event viewer
+  Linux     a user unit of systemd, raimonc-tunnels.service in
+            ~/.config/systemd/user. The log:
+            journalctl --user -u raimonc-tunnels. To start with the machine
+            instead of the login, and to outlive the logout:
+            loginctl enable-linger
+  macOS     a launchd agent, ~/Library/LaunchAgents/raimonc-tunnels.plist.
+            The log: ~/Library/Logs/raimonc-tunnels.err.log
+  Windows   a service, for administrators to install; it starts with the
+            machine. It runs as LOCAL SERVICE, who has to be able to read the
+            file and what that names. The log is in the event viewer
 
-Exit status: 0 when it is done (status: when it runs), 1 when not, 23 when the file is wrong.
+Exit status: 0 when it is done (status: when it runs), 1 when not, 23 when the
+file is wrong.
 `
 
 var serviceCommand = command.Command{

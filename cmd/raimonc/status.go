@@ -25,24 +25,28 @@ const statusHelp = `raimonc status shows how the tunnels of running clients do.
     raimonc status [-json]                  all clients of this user
     raimonc status [-json] -config <file>   those that run with the file
 
-Clients with addresses on their command line, stdio and plugins are not among them: each is one tunnel, and has
-its log.
+Clients with addresses on their command line, stdio and plugins are not among
+them: each is one tunnel, and has its log.
 
 STATE is one of:
   ready                 connections to the edge are open, or wait for programs
-  idle                  none is: the next program to come will show whether the edge is there; without a pool
-                        nobody tries before, also where it was out of reach when last tried
+  idle                  none is: the next program to come will show whether the
+                        edge is there; without a pool nobody tries before, also
+                        where it was out of reach when last tried
   waiting               the first connection to the edge is being made
-  out of reach for ...  the last attempt to reach the edge failed; the reason is below
+  out of reach for ...  the last attempt to reach the edge failed; why is below
 
-POOL is how many connections wait for programs, of how many there should be. OPEN counts connections of programs
-now, TOTAL since the start. SENT and RECEIVED are bytes, ROUND TRIP is that of the last connection to the edge.
+POOL is how many connections wait for programs, of how many there should be.
+OPEN counts connections of programs now, TOTAL since the start. SENT and
+RECEIVED are bytes, ROUND TRIP is that of the last connection to the edge.
 
 Flags:
-  -json                      print an array of objects, one a client: times as in RFC 3339, round_trip in nanoseconds
+  -json                      print an array of objects, one a client: times as
+                             in RFC 3339, round_trip in nanoseconds
   -h                         print this
 
-Exit status: 0 when there is something to show, 1 when no client is running or none answers.
+Exit status: 0 when there is something to show, 1 when no client is running or
+none answers.
 `
 
 var statusCommand = command.Command{Name: "status", Help: statusHelp, Actions: []command.Action{{JSON: true}}, Run: status}

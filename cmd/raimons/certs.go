@@ -22,34 +22,39 @@ import (
 
 const certsHelp = `raimons certs looks after the certificates that raimons obtains by itself.
 
-    raimons certs list [-json] [options]    what there is, until when, and what went wrong
-    raimons certs renew <name> [options]    replace a certificate now
-    raimons certs revoke <name> [options]   tell the CA that it must not be trusted any more
+    raimons certs list [-json] [options]   what there is, and what went wrong
+    raimons certs renew <name> [options]   replace a certificate now
+    raimons certs revoke <name> [options]  tell the CA to trust it no more
 
-The options are those of the edge, in quotes. With storage= in them, or without it at the usual place,
-certs finds the edge that is running there, and the edge does the work. So this is enough for most:
+The options are those of the edge, in quotes. With storage= in them, or without
+it at the usual place, certs finds the edge that is running there, and the edge
+does the work. So this is enough for most:
 
     raimons certs list
     raimons certs renew edge.example.com
     raimons certs list 'storage=/srv/raimon'
     raimons certs list -config /etc/raimon/edge.toml
 
-Where no edge is running, list and revoke work on what is stored, and renew needs all of the edge's
-options that have to do with certificates; it takes port 80 (or http=) and port 443 as long as it runs:
+Where no edge is running, list and revoke work on what is stored, and renew
+needs all of the edge's options that have to do with certificates; it takes port
+80 (or http=) and port 443 as long as it runs:
 
-    raimons certs renew edge.example.com 'tls;acme=edge.example.com;email=me@example.com'
+    raimons certs renew edge.example.com \
+        'tls;acme=edge.example.com;email=me@example.com'
 
-An edge replaces what was revoked at once. Without one it is removed, and the next edge obtains another.
-To talk to an edge, be the user who owns its storage, or root.
+An edge replaces what was revoked at once. Without one it is removed, and the
+next edge obtains another. To talk to an edge, be the user who owns its storage,
+or root.
 
 Flags:
-  -json                      list prints an array of objects, with times as in RFC 3339
+  -json                      list prints an array of objects, with times as in
+                             RFC 3339
   -v                         log what is done, to standard error
   -log-format text|json      default: text on a terminal, else json
   -h                         print this
 
-Times are in UTC. Exit status: 0 when it is done, 1 when the CA or something else said no,
-23 when the options are wrong.
+Times are in UTC. Exit status: 0 when it is done, 1 when the CA or something
+else said no, 23 when the options are wrong.
 `
 
 var certsCommand = command.Command{

@@ -23,36 +23,48 @@ import (
 
 const help = `raimons takes tunnels on a public port and hands plain TCP to a target.
 
-    raimons <listen> <target> [options]     accept on listen, forward to target
-    raimons -config <file>                  many names, a website, tunnels for some only: docs/config.md
-    raimons check <file>                    would an edge start with that file? if not, why not
-    raimons reload [-config <file>]         make the running edge take it up; raimons reload -h explains
-    raimons token <name>                    make a token for a client; raimons token -h explains
-    raimons certs list|renew|revoke         look after certificates; raimons certs -h explains
+    raimons <listen> <target> [options]  accept on listen, forward to target
+    raimons -config <file>               many names, a website, tunnels for some
+                                         only: docs/config.md
+    raimons check <file>                 would an edge start with that file? if
+                                         not, why not
+    raimons reload [-config <file>]      have the running edge take it up
+    raimons token <name>                 make a token for a client
+    raimons certs list|renew|revoke      look after certificates
 
-Addresses are host:port, [ipv6]:port, :port or unix:/path. The options are one word,
-separated by ';', so put quotes around them. Without options it carries plain tcp.
+raimons <command> -h explains each of them.
 
-    raimons :443 127.0.0.1:22 'ws;host=edge.example.com;path=/ws;tls;acme=edge.example.com'
-    raimons :443 127.0.0.1:22 'ws;host=edge.example.com;path=/ws;tls;cert=fullchain.pem;key=privkey.pem'
+Addresses are host:port, [ipv6]:port, :port or unix:/path. The options are one
+word, separated by ';', so put quotes around them. Without options it carries
+plain tcp.
+
+    raimons :443 127.0.0.1:22 \
+        'ws;host=edge.example.com;path=/ws;tls;acme=edge.example.com'
+    raimons :443 127.0.0.1:22 \
+        'ws;host=edge.example.com;path=/ws;tls;cert=chain.pem;key=key.pem'
     raimons :443 127.0.0.1:22 'tls;servername=edge.example.com'
 
-With acme it obtains a certificate from Let's Encrypt, by itself, and renews it; port 443 or port 80
-has to be reachable from the internet, and by using it you agree to the CA's terms. With ws,
-everybody who does not ask for the tunnel meets an ordinary web server.
-It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as plugin_opts.
+With acme it obtains a certificate from Let's Encrypt, by itself, and renews it;
+port 443 or port 80 has to be reachable from the internet, and by using it you
+agree to the CA's terms. With ws, everybody who does not ask for the tunnel
+meets an ordinary web server.
+It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as
+plugin_opts.
 
 Flags:
   -config <file>             run what the file says
-  -take-over                 with -config: take the listeners from the edge that runs with the same storage;
-                             it keeps its tunnels until they end
-  -no-sandbox                with -config: do without the walls (Landlock) around the files that it names
+  -take-over                 with -config: take the listeners from the edge that
+                             runs with the same storage; it keeps its tunnels
+                             until they end
+  -no-sandbox                with -config: do without the walls (Landlock)
+                             around the files that it names
   -v                         log every connection
   -log-format text|json      default: text on a terminal, else json
   -version                   print the version
   -h                         print this
 
-Exit status: 0 after a clean end, 1 when something fails, 23 when the options are wrong.
+Exit status: 0 after a clean end, 1 when something fails, 23 when the options
+are wrong.
 
 `
 

@@ -21,23 +21,27 @@ const checkHelp = `raimons check says whether an edge would start with a config 
 
     raimons check <file>
 
-It reads all that the file names: certificates, keys, tokens, folders. It opens no port and asks no CA.
+It reads all that the file names: certificates, keys, tokens, folders. It opens
+no port and asks no CA.
 
 Exit status: 0 when the edge would start, 23 when the file is wrong.
 `
 
 var checkCommand = command.Command{Name: "check", Help: checkHelp, Actions: []command.Action{{Argument: "file"}}, Run: checkConfig}
 
-const reloadHelp = `raimons reload makes a running edge take up its config file anew, without dropping a tunnel.
+const reloadHelp = `raimons reload has a running edge take up its config file anew, and drops no
+tunnel.
 
-    raimons reload                          the edge with the usual storage
-    raimons reload -config <file>           the edge with the storage that the file names
-    raimons reload 'storage=<folder>'       the edge with that storage
+    raimons reload                       the edge with the usual storage
+    raimons reload -config <file>        the edge with the storage that it names
+    raimons reload 'storage=<folder>'    the edge with that storage
 
-Where the file is wrong, reload says why, and the edge goes on with what it had. SIGHUP does the same, but
-says so in the log only. To talk to an edge, be the user who owns its storage, or root.
+Where the file is wrong, reload says why, and the edge goes on with what it had.
+SIGHUP does the same, but says so in the log only. To talk to an edge, be the
+user who owns its storage, or root.
 
-Exit status: 0 when it is done, 1 when the edge said no, 23 when the options are wrong.
+Exit status: 0 when it is done, 1 when the edge said no, 23 when the options are
+wrong.
 `
 
 var reloadCommand = command.Command{Name: "reload", Help: reloadHelp, Actions: []command.Action{{Options: true}}, Run: reloadEdges}

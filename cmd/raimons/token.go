@@ -14,18 +14,21 @@ import (
 	"raimon/internal/command"
 )
 
-const tokenHelp = `raimons token makes a token, by which a client shows an edge that it may use a tunnel.
+const tokenHelp = `raimons token makes a token, by which a client shows that it may use a tunnel.
 
-    raimons token <name>                    a new token for name, who is what the edge's log calls the client
+    raimons token <name>     a new token for name, as the edge's log calls the
+                             client
 
-It prints the token, for the client, and the line for the file that the edge's config names with tokens = "...".
-The edge is told a hash only, so keep the token: nobody can print it again.
+It prints the token, for the client, and the line for the file that the edge's
+config names with tokens = "...". The edge is told a hash only, so keep the
+token: nobody can print it again.
 
     raimons token alice
 
-The client gets it as token=<token>, or better as token=file:/path, in a file that only its user may read:
-options on a command line can be seen by everybody on the machine. A line that is removed from the file
-is not good any more a few seconds later; open tunnels go on.
+The client gets it as token=<token>, or better as token=file:/path, in a file
+that only its user may read: options on a command line can be seen by everybody
+on the machine. A line that is removed from the file is not good any more a few
+seconds later; open tunnels go on.
 
 Flags:
   -json                      print an object with name, token and line
