@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
+	"strings"
 
 	"raimon/internal/client"
 	"raimon/internal/command"
@@ -17,6 +20,11 @@ import (
 // newTunnel makes what the options of job ask for.
 func newTunnel(ctx context.Context, name string, job *command.Job) (*client.Tunnel, error) {
 	o := job.Options
+	for _, listen := range job.Listen {
+		if leadsToItself(listen, job.Remote) {
+			return nil, &command.ConfigError{Err: fmt.Errorf("%s leads to itself: %s is where raimonc listens", listen, job.Remote), Fix: "the remote is the address of the edge"}
+		}
+	}
 	key, err := identity(job)
 	if err != nil {
 		return nil, err
@@ -42,6 +50,20 @@ func newTunnel(ctx context.Context, name string, job *command.Job) (*client.Tunn
 		t.Key += fmt.Sprintf(" %q %q", layer.User, layer.Password)
 	}
 	return t, nil
+}
+
+// leadsToItself tells whether who listens there would be its own edge, as far as the addresses say.
+func leadsToItself(listen, remote string) bool {
+	if listen == remote {
+		return true
+	}
+	here, port, err := net.SplitHostPort(listen)
+	there, same, errRemote := net.SplitHostPort(remote)
+	if err != nil || errRemote != nil || port != same || strings.HasPrefix(listen, "unix:") || strings.HasPrefix(remote, "unix:") {
+		return false
+	}
+	ours, theirs := literal(cmp.Or(here, "0.0.0.0")), literal(cmp.Or(there, "localhost"))
+	return theirs.IsValid() && ours == theirs || theirs.IsLoopback() && ours.IsUnspecified()
 }
 
 // identity changes with whatever of the tunnel is read once only.

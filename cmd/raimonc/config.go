@@ -3,7 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -106,13 +108,25 @@ func (f *follower) load(ctx context.Context) error {
 		return err
 	}
 	if err := f.client.Apply(ctx, tunnels); err != nil {
-		return all.aboutListener(err)
+		return all.aboutListener(err, cmp.Or(f.twin(ctx, err), command.Hint(err)))
 	}
 	f.job.SetLogLevel(cmp.Or(f.job.Options.LogLevel, all.logLevel))
 	for _, warning := range all.warnings {
 		f.job.Log.Warn(warning)
 	}
 	return nil
+}
+
+// twin says what to do where it is a client with the same file that listens already; empty: it is none.
+func (f *follower) twin(ctx context.Context, err error) string {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return ""
+	}
+	found, err := findRunning(ctx, f.job.Config, slog.New(slog.DiscardHandler))
+	if err != nil || found[0].PID == os.Getpid() {
+		return "" // nobody that can be asked
+	}
+	return fmt.Sprintf("a client runs with this file already, with the process id %d: raimonc reload has it take the file up", found[0].PID)
 }
 
 // reloadOnSignal loads the file anew with each SIGHUP until ctx ends.

@@ -243,6 +243,8 @@ func (all *profiles) settings(name string, table map[string]any, p *profile) (se
 			for _, text := range texts {
 				settings = append(settings, options.Setting{Key: key, Value: text})
 			}
+		case len(texts) > 1 && !options.IsList(options.Client, key):
+			return nil, all.file.Wrong(path, key+" is one text, and no list", "write one of these, in quotes and without brackets")
 		default:
 			settings = append(settings, options.Setting{Key: key, Value: strings.Join(texts, ",")})
 		}
@@ -400,10 +402,10 @@ func (all *profiles) aboutBuild(p *profile, err error) error {
 }
 
 // aboutListener puts the mistake of a listen address where it stands in the file.
-func (all *profiles) aboutListener(err error) error {
+func (all *profiles) aboutListener(err error, fix string) error {
 	var listen *client.ListenError
 	if !errors.As(err, &listen) {
 		return err
 	}
-	return all.file.Wrong(listen.Tunnel+".listen", err.Error(), command.Hint(err))
+	return all.file.Wrong(listen.Tunnel+".listen", err.Error(), fix)
 }

@@ -134,15 +134,15 @@ func findRunning(ctx context.Context, file string, log *slog.Logger) ([]running,
 		all.Go(func() { errs[n] = found[n].process.Look(ctx, "/status", &found[n].report) })
 	}
 	all.Wait()
+	found = slices.DeleteFunc(found, func(r running) bool { return r.File == "" || file != "" && !sameFile(r.File, file) })
 	for _, err := range errs {
-		if err != nil {
+		if err != nil && (file == "" || len(found) == 0) { // it may be the one that is asked for
 			log.Warn("a client does not say how it does", "error", err, "hint", cmp.Or(command.Hint(err), "is it stopped, or very busy?"))
 		}
 	}
 	if err := errors.Join(errs...); err != nil && !slices.Contains(errs, nil) {
 		return nil, err
 	}
-	found = slices.DeleteFunc(found, func(r running) bool { return r.File == "" || file != "" && !sameFile(r.File, file) })
 	slices.SortFunc(found, func(a, b running) int { return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.PID, b.PID)) })
 	if len(found) > 0 {
 		return found, nil

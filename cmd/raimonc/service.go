@@ -66,7 +66,7 @@ func runService(ctx context.Context, job *command.Job) error {
 	case "install":
 		return installService(ctx, job, s, file)
 	case "start":
-		done, err = "started", s.Start(ctx)
+		done, err = "started", startService(ctx, job, s, file)
 	case "stop":
 		done, err = "stopped", s.Stop(ctx)
 	case "uninstall":
@@ -106,12 +106,29 @@ func serviceName(file string) string {
 	}, stem)
 }
 
-// installService installs s if it would start.
-func installService(ctx context.Context, job *command.Job, s *autostart.Service, file string) error {
+// checkService returns the number of tunnels that s would start with.
+func checkService(ctx context.Context, job *command.Job, s *autostart.Service, file string) (tunnels int, err error) {
 	if err := os.Chdir(s.Folder); err != nil { // where s starts
+		return 0, err
+	}
+	return checkFile(ctx, job, file)
+}
+
+// startService starts s. Where the manager just says that it has failed, the file may tell why.
+func startService(ctx context.Context, job *command.Job, s *autostart.Service, file string) error {
+	err := s.Start(ctx)
+	if err == nil || errors.Is(err, autostart.ErrNotInstalled) || errors.Is(err, autostart.ErrOther) {
 		return err
 	}
-	tunnels, err := checkFile(ctx, job, file)
+	if _, wrong := checkService(ctx, job, s, file); wrong != nil {
+		return wrong
+	}
+	return err
+}
+
+// installService installs s if it would start.
+func installService(ctx context.Context, job *command.Job, s *autostart.Service, file string) error {
+	tunnels, err := checkService(ctx, job, s, file)
 	if err != nil {
 		return err
 	}
@@ -136,10 +153,18 @@ func serviceState(ctx context.Context, s *autostart.Service) (string, error) {
 // explained says how what is not there gets there, and what to do about a file of the same name.
 func explained(err error, file string) error {
 	if errors.Is(err, autostart.ErrNotInstalled) {
-		return &autostart.Error{Text: err.Error(), Fix: "raimonc service install -config " + file, Err: err}
+		return &autostart.Error{Text: err.Error(), Fix: "raimonc service install -config " + asWord(file), Err: err}
 	}
 	if errors.Is(err, autostart.ErrOther) {
 		return &autostart.Error{Text: err.Error(), Fix: "the service is named after its file, and another file has this name: call one of them otherwise", Err: err}
 	}
 	return err
+}
+
+// asWord is file as a shell takes it, as far as blanks go.
+func asWord(file string) string {
+	if strings.Contains(file, " ") {
+		return `"` + file + `"`
+	}
+	return file
 }

@@ -63,7 +63,7 @@ cp tunnels.toml good
 echo 'x = 1' >> tunnels.toml
 refused raimonc service install -config tunnels.toml
 refused raimonc service start -config tunnels.toml
-grep 'hint: journalctl --user -u raimonc-tunnels' out
+grep 'tunnels.toml:2: x is neither a line nor a table' out
 property ActiveState failed
 property ExecMainStatus 23
 property NRestarts 0

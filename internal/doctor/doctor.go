@@ -97,7 +97,7 @@ func (e *examination) all(ctx context.Context) {
 // withoutWaiting is what there is to look at where the edge has dialed its target already, which has said greeting in tcp and tls.
 func (e *examination) withoutWaiting(ctx context.Context, l *line, greeting greeting) {
 	if e.Options.Socks {
-		e.failWith("target", tunnel.ErrNoTargets.Error(), "programs choose their target through a raimons only: leave socks away for the edge's own target", 0)
+		e.fail("target", tunnel.ErrNoTargets, 0)
 		return
 	}
 	if e.ws != nil {

@@ -66,6 +66,12 @@ func IsRepeated(side Side, key string) bool {
 	return row != nil && row.repeated
 }
 
+// IsList tells whether side's option of that key may have several values, as its help shows, with commas between them.
+func IsList(side Side, key string) bool {
+	row := lookup(side, key)
+	return row != nil && strings.Contains(row.arg, ",...")
+}
+
 // Needs is the key without which side's option of that key is refused: ws, tls or socks; empty: it stands alone.
 func Needs(side Side, key string) string {
 	if row := lookup(side, key); row != nil {
