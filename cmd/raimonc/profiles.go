@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
+	"os"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,7 +56,27 @@ type profile struct {
 
 // readProfiles reads the file of that name and checks all that can be checked without opening other files.
 func readProfiles(name string) (*profiles, error) {
-	return parseProfiles(configfile.Read(name))
+	all, err := parseProfiles(configfile.Read(name))
+	if err == nil && all.hasSecrets() && othersRead(name) {
+		all.warnings = append(all.warnings, name+": it has a secret in it, and other users of this machine may read it: chmod 600, or put the secret into a file of its own")
+	}
+	return all, err
+}
+
+// hasSecrets tells whether a secret stands in the file itself, not in another that the file names.
+func (all *profiles) hasSecrets() bool {
+	return slices.ContainsFunc(all.tunnels, func(p *profile) bool {
+		proxy, err := url.Parse(p.options.Proxy)
+		return err == nil && proxy.User != nil || slices.ContainsFunc([]string{p.options.Token, p.options.ProxyAuth, p.options.SocksAuth}, func(value string) bool {
+			return value != "" && !strings.HasPrefix(value, "file:") && !strings.HasPrefix(value, "command:")
+		})
+	})
+}
+
+// othersRead tells whether users may read the file of that name to whom it does not belong, as far as its mode says.
+func othersRead(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o044 != 0
 }
 
 func parseProfiles(file *configfile.File, err error) (*profiles, error) {
