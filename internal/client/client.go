@@ -34,6 +34,8 @@ type Tunnel struct {
 	Listen []string
 	// Accept is spoken by the programs that connect; empty is plain tcp.
 	Accept tunnel.Transport
+	// Chooses says that Accept has programs name their target, always.
+	Chooses bool
 
 	// Remote is the address of the edge, and Dialer how it is reached.
 	Remote string

@@ -152,6 +152,10 @@ func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target 
 	}
 	l.stats.reached(bare)
 	r := newReady(l, bare, conn)
+	if l.Chooses && target == "" && !r.waits { // the target behind it is none that a program has named
+		r.close()
+		return nil, l.Dialer.Through(l.Remote, tunnel.ErrNoTargets)
+	}
 	if target != "" && !r.waits {
 		if err := r.hearAbout(ctx); err != nil {
 			r.close()

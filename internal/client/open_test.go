@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync/atomic"
@@ -94,25 +95,34 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// An edge that knows no targets is asked once, not until the wait is over.
+// An edge that knows no targets is asked once, not until the wait is over. No program gets to the target that it has
+// for everybody, over connections that were ready neither.
 func TestEdgeWithoutTargets(t *testing.T) {
 	t.Parallel()
-	var asked atomic.Int64
-	old := tunneltest.Serve(t, func(c *net.TCPConn) {
-		asked.Add(1)
-		if _, err := gobwas.Upgrade(c); err == nil { // it knows nothing of our header
-			io.Copy(io.Discard, c)
-		}
-	})
-	address, l := startClient(t, &Tunnel{
-		Remote: old, Dialer: new(tunnel.Dialer), Transport: ws(), Accept: tunnel.Transport{chooser{}}, Wait: time.Hour,
-	})
-	turnedAway(t, address)
-	if n := asked.Load(); n != 1 {
-		t.Errorf("the edge was asked %d times", n)
-	}
-	if since, cause := l.outage.state(); since.IsZero() || !errors.Is(cause, tunnel.ErrNoTargets) {
-		t.Errorf("the reason is %v", cause)
+	for pool, most := range []int64{1, 3} {
+		t.Run(fmt.Sprint("pool=", pool), func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int64
+			old := tunneltest.Serve(t, func(c *net.TCPConn) {
+				asked.Add(1)
+				if _, err := gobwas.Upgrade(c); err == nil { // it knows nothing of our header
+					io.Copy(io.Discard, c)
+				}
+			})
+			address, l := startClient(t, &Tunnel{
+				Remote: old, Dialer: new(tunnel.Dialer), Transport: ws(), Accept: tunnel.Transport{chooser{}}, Chooses: true, Wait: time.Hour, Pool: pool,
+			})
+			if pool > 0 {
+				eventually(t, "the pool asks", func() bool { return asked.Load() > 0 })
+			}
+			turnedAway(t, address)
+			if n := asked.Load(); n > most || l.pool.size() > 0 {
+				t.Errorf("the edge was asked %d times, and %d connections are ready", n, l.pool.size())
+			}
+			if since, cause := l.outage.state(); since.IsZero() || !errors.Is(cause, tunnel.ErrNoTargets) {
+				t.Errorf("the reason is %v", cause)
+			}
+		})
 	}
 }
 
