@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -33,8 +32,7 @@ type outage struct {
 	cause   error
 	final   bool // cause is nothing that time heals
 	trying  bool // somebody does
-	pause   time.Duration
-	next    time.Time     // when the next attempt may begin
+	backoff backoff
 	changed chan struct{} // closed when any of this has changed; nil: nobody waits
 	failed  int           // attempts
 	reached time.Time     // when an attempt last went well
@@ -51,7 +49,7 @@ var errNetworkChanged = errors.New("the network has changed")
 func (o *outage) turn(ctx context.Context, deadline time.Time) error {
 	for {
 		o.mu.Lock()
-		pause := time.Until(o.next)
+		pause := time.Until(o.backoff.until)
 		late := !time.Now().Before(deadline)
 		if o.since.IsZero() || o.final || late || !o.trying && pause <= 0 {
 			o.trying = !o.since.IsZero()
@@ -136,7 +134,7 @@ func (o *outage) tell(began time.Time, err error) {
 		if !o.since.IsZero() {
 			log.Info("the edge is reached again", "remote", o.link.Remote, "after", time.Since(o.since).Round(100*time.Millisecond).String(), "attempts", o.failed+1)
 		}
-		o.since, o.cause, o.final, o.pause, o.next, o.failed = time.Time{}, nil, false, 0, time.Time{}, 0
+		o.since, o.cause, o.final, o.backoff, o.failed = time.Time{}, nil, false, backoff{}, 0
 		o.reached = time.Now()
 	case began.Before(o.reached) && !isFinal(err):
 		log.Debug("an attempt from before the edge was reached has failed", "remote", o.link.Remote, "error", err)
@@ -160,15 +158,11 @@ func (o *outage) tell(began time.Time, err error) {
 	}
 }
 
-// failure sets the pause after an attempt. Several that fail together, because they began before anybody knew, count
-// as one. The caller holds mu.
+// failure begins the pause after an attempt. The caller holds mu.
 func (o *outage) failure(err error) {
 	o.failed++
 	o.cause, o.final = err, isFinal(err)
-	if now := time.Now(); !now.Before(o.next) {
-		o.pause = min(max(2*o.pause, firstPause), longestPause)
-		o.next = now.Add(o.pause/2 + rand.N(o.pause/2))
-	}
+	o.backoff.grow(firstPause, longestPause)
 }
 
 // retry lets an attempt begin at once, because the network has changed. Those that are under way are over.
@@ -179,7 +173,7 @@ func (o *outage) retry() {
 		o.leave()
 		o.network, o.leave = nil, nil
 	}
-	o.pause, o.next = 0, time.Time{}
+	o.backoff = backoff{}
 	o.broadcast()
 }
 

@@ -139,7 +139,7 @@ func TestFailuresTogether(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if pause := time.Until(o.next); pause > 2*firstPause {
+		if pause := time.Until(o.backoff.until); pause > 2*firstPause {
 			t.Errorf("the next attempt is in %v", pause)
 		}
 		log.lines(t, 1, 0)
@@ -353,7 +353,7 @@ func TestNetworkChangeFillsPool(t *testing.T) {
 	eventually(t, "the pool pauses", func() bool {
 		l.pool.mu.Lock()
 		defer l.pool.mu.Unlock()
-		return l.pool.pause > 0
+		return l.pool.away.pause > 0
 	})
 	e.start()
 	release, _ := g.hold(fromEdge)
