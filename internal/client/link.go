@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"raimon/tunnel"
@@ -24,12 +25,17 @@ type link struct {
 
 	mu   sync.Mutex
 	halt context.CancelFunc // ends what keeps the link; nil: it has not begun
+
+	heir     atomic.Pointer[link] // who carries what comes to its addresses now; nil: itself, or nobody
+	replaced context.Context      // ends when there is an heir
+	replace  context.CancelFunc   // ends replaced
 }
 
 func newLink(c *Client, t *Tunnel) *link {
 	l := &link{Tunnel: t, client: c}
 	l.outage.link = l
 	l.pool.init(l)
+	l.replaced, l.replace = context.WithCancel(context.Background())
 	l.knocker = t.Dialer.Clone()
 	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
@@ -64,6 +70,14 @@ func (l *link) stop() {
 	}
 }
 
+// leaveTo gives the programs that wait to the link that has taken the place of l. What has come to an edge stays.
+func (l *link) leaveTo(heir *link) {
+	if heir != nil && heir.Chooses == l.Chooses {
+		l.heir.Store(heir)
+		l.replace()
+	}
+}
+
 // serve carries one connection of a program, closes it, and then calls ended.
 func (l *link) serve(ctx, draining context.Context, local tunnel.Conn, ended func(error)) {
 	l.stats.began()
@@ -89,6 +103,9 @@ func (l *link) networkChanged() {
 	l.outage.retry()
 }
 
+// errReplaced says that a program that waits has to go on with the heir of its link.
+var errReplaced = errors.New("another tunnel has taken this one's place")
+
 // connect makes a connection to the edge for a program. While the edge cannot be reached it tries again until the
 // deadline; zero is for those who do not wait.
 func (l *link) connect(ctx context.Context, deadline time.Time, said *said, target string) (*ready, error) {
@@ -102,6 +119,7 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	defer said.hear(leave)()
+	defer context.AfterFunc(l.replaced, func() { leave(errReplaced) })()
 	for {
 		if err := l.outage.turn(ctx, deadline); err != nil {
 			return nil, told(err)

@@ -28,7 +28,12 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 	r := l.pool.take()
 	for tries := 1; ; tries++ {
 		if r == nil {
-			if r, err = l.connect(ctx, deadline, said, info.Target); err != nil {
+			if r, err = l.connect(ctx, deadline, said, info.Target); errors.Is(err, errReplaced) {
+				l = l.heir.Load()
+				r = l.pool.take()
+				continue
+			}
+			if err != nil {
 				return nil, nil, err
 			}
 		}
@@ -42,7 +47,7 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 		}
 		r.abandon()
 		var target *tunnel.TargetError
-		if errors.As(err, &target) || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil || said.err != nil || tries == maxTries {
+		if errors.As(err, &target) || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil || said.err != nil || tries >= maxTries {
 			return nil, nil, err
 		}
 		l.log().Debug("another connection is tried", "error", err)
