@@ -139,15 +139,15 @@ func (o *outage) tell(began time.Time, err error) {
 	case began.Before(o.reached) && !isFinal(err):
 		log.Debug("an attempt from before the edge was reached has failed", "remote", o.link.Remote, "error", err)
 	case o.since.IsZero() || isFinal(err) && !o.final:
-		trying := slog.Attr{}
+		patience := slog.Attr{}
 		if o.link.Wait > 0 && !isFinal(err) {
-			trying = slog.String("trying_for", o.link.Wait.String())
+			patience = slog.String("programs_wait", o.link.Wait.String())
 		}
 		level := slog.LevelWarn
 		if o.link.client.Quiet && (isFinal(err) || o.link.Wait == 0) {
 			level = slog.LevelDebug // the caller of Handle has it at once
 		}
-		log.Log(context.Background(), level, "the edge cannot be reached", "remote", o.link.Remote, "error", err, o.link.client.hint(err), trying)
+		log.Log(context.Background(), level, "the edge cannot be reached", "remote", o.link.Remote, "error", err, o.link.client.hint(err), patience)
 		if o.since.IsZero() {
 			o.since = time.Now()
 		}

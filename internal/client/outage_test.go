@@ -119,7 +119,7 @@ func TestOneTriesForAll(t *testing.T) {
 			}
 		}
 		log.lines(t, 1, 1)
-		if text := log.String(); !strings.Contains(text, `error="connection refused" hint="look at the cable" trying_for=1m0s`) ||
+		if text := log.String(); !strings.Contains(text, `error="connection refused" hint="look at the cable" programs_wait=1m0s`) ||
 			!strings.Contains(text, fmt.Sprintf("attempts=%d", len(attempts)+2)) || !strings.Contains(text, "after=") {
 			t.Errorf("the log says:\n%s", text)
 		}
@@ -240,7 +240,7 @@ func TestNobodyWaits(t *testing.T) {
 			t.Errorf("they have waited for %v", time.Since(begin))
 		}
 		log.lines(t, 1, 0)
-		if strings.Contains(log.String(), "trying_for") {
+		if strings.Contains(log.String(), "programs_wait") {
 			t.Errorf("the log says that somebody tries:\n%s", log)
 		}
 	})
