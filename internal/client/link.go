@@ -156,8 +156,8 @@ func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, targ
 	return r, err
 }
 
-func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, min(limit, l.timeout()), tunnel.ErrTimeout)
+func (l *link) dial(parent context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
+	ctx, cancel := context.WithTimeoutCause(parent, min(limit, l.timeout()), tunnel.ErrTimeout)
 	defer cancel()
 	bare, err := l.Dialer.Dial(ctx, l.Remote)
 	if err != nil {
@@ -165,6 +165,9 @@ func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target 
 	}
 	conn, err := l.transport(wait, target).Client(ctx, bare)
 	if err != nil {
+		if parent.Err() == nil {
+			l.Dialer.Doubt(l.Remote, bare)
+		}
 		bare.Close()
 		return nil, l.Dialer.Through(l.Remote, tunnel.WithCause(ctx, err))
 	}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -366,4 +368,42 @@ func TestNetworkChangeFillsPool(t *testing.T) {
 	l.networkChanged()
 	release()
 	full(t, l)
+}
+
+// Of the addresses of an edge, one that takes connections and answers nothing does not keep programs from the others.
+func TestAddressThatOnlyAccepts(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, ws(), tunneltest.Echo(t))
+	_, port, err := net.SplitHostPort(e.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent, err := net.Listen("tcp", "127.0.0.2:"+port) // its queue takes them
+	if err != nil {
+		t.Skip("needs this address: ", err)
+	}
+	defer silent.Close()
+	for name, pool := range map[string]int{"without a pool": 0, "with a pool": 1} {
+		t.Run(name, func(t *testing.T) {
+			address, _ := startClient(t, &Tunnel{
+				Remote: "edge.test:" + port, Dialer: &tunnel.Dialer{Resolver: addresses{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.1")}},
+				Transport: ws(), Wait: patience, Timeout: 500 * time.Millisecond, Pool: pool,
+			})
+			for range 3 {
+				if got, err := exchange(t, address, "hello"); err != nil || got != "hello" {
+					t.Errorf("got %q, %v", got, err)
+				}
+			}
+		})
+	}
+}
+
+// addresses is a resolver that knows one name.
+type addresses []netip.Addr
+
+func (a addresses) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+	if network == "ip6" {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return a, nil
 }
