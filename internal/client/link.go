@@ -106,13 +106,13 @@ func (l *link) networkChanged() {
 // errReplaced says that a program that waits has to go on with the heir of its link.
 var errReplaced = errors.New("another tunnel has taken this one's place")
 
-// connect makes a connection to the edge for a program. While the edge cannot be reached it tries again until the
-// deadline; zero is for those who do not wait.
+// connect makes a connection to the edge for a program until the deadline. While the edge cannot be reached it tries again,
+// if programs wait.
 func (l *link) connect(ctx context.Context, deadline time.Time, said *said, target string) (*ready, error) {
 	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
-	if since, _ := l.outage.state(); since.IsZero() || deadline.IsZero() {
-		r, err := l.attempt(ctx, l.timeout(), wait, target)
-		if isSettled(ctx, err, deadline) {
+	if since, _ := l.outage.state(); since.IsZero() || l.Wait <= 0 {
+		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
+		if l.Wait <= 0 || isSettled(ctx, err, deadline) {
 			return r, told(err)
 		}
 	}
@@ -141,7 +141,7 @@ const lastAttempt = time.Second
 
 // told is err for a log that knows of the outage already, if err is one.
 func told(err error) error {
-	if err == nil || isStarved(err) {
+	if err == nil || isStarved(err) || errors.As(err, new(straggler)) {
 		return err
 	}
 	return tunnel.Told{Err: err}

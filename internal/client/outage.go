@@ -110,9 +110,13 @@ func (o *outage) try(ctx context.Context, attempt func(context.Context) error) e
 		o.giveUp()
 		return err
 	}
-	o.tell(began, err)
-	return err
+	return o.tell(began, err)
 }
+
+// straggler is why an attempt failed that says nothing of the edge, since a later one has reached it. The log does not know of it.
+type straggler struct{ error }
+
+func (e straggler) Unwrap() error { return e.error }
 
 // giveUp notes the end of an attempt that says nothing of the edge.
 func (o *outage) giveUp() {
@@ -122,8 +126,8 @@ func (o *outage) giveUp() {
 	o.broadcast()
 }
 
-// tell notes how an attempt went that began then.
-func (o *outage) tell(began time.Time, err error) {
+// tell notes how an attempt went that began then. It returns err, as a straggler if it is one.
+func (o *outage) tell(began time.Time, err error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	defer o.broadcast()
@@ -137,7 +141,7 @@ func (o *outage) tell(began time.Time, err error) {
 		o.since, o.cause, o.final, o.backoff, o.failed = time.Time{}, nil, false, backoff{}, 0
 		o.reached = time.Now()
 	case began.Before(o.reached) && !isFinal(err):
-		log.Debug("an attempt from before the edge was reached has failed", "remote", o.link.Remote, "error", err)
+		return straggler{err}
 	case o.since.IsZero() || isFinal(err) && !o.final:
 		patience := slog.Attr{}
 		if o.link.Wait > 0 && !isFinal(err) {
@@ -156,6 +160,7 @@ func (o *outage) tell(began time.Time, err error) {
 		log.Debug("the edge still cannot be reached", "remote", o.link.Remote, "error", err)
 		o.failure(err)
 	}
+	return err
 }
 
 // failure begins the pause after an attempt. The caller holds mu.

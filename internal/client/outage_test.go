@@ -198,8 +198,12 @@ func TestLateFailure(t *testing.T) {
 		if err := o.try(t.Context(), func(context.Context) error { return nil }); err != nil {
 			t.Error(err)
 		}
-		if err := <-late; err != errDown {
+		err := <-late
+		if !errors.Is(err, errDown) {
 			t.Error(err)
+		}
+		if errors.As(told(err), new(tunnel.Told)) {
+			t.Error("nobody has told of it")
 		}
 		if since, cause := o.state(); !since.IsZero() {
 			t.Errorf("the edge cannot be reached since %v: %v", since, cause)
@@ -395,6 +399,20 @@ func TestAddressThatOnlyAccepts(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Who connects to an edge that answers nothing waits no longer than to one that cannot be reached.
+func TestWaitForSilentEdge(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // its queue takes connections
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	address, _ := startClient(t, &Tunnel{Remote: silent.Addr().String(), Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Second, Timeout: time.Hour})
+	if took := turnedAway(t, address); took > time.Second+2*lastAttempt {
+		t.Errorf("turned away after %v", took)
 	}
 }
 
