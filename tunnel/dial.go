@@ -100,6 +100,17 @@ func (d *Dialer) Forget() {
 	d.lookups.forget()
 }
 
+// Doubt is to be called when a connection that Dial has made to address came to nothing: nobody has answered on it, or
+// somebody else has. For a minute, or until Forget, the other addresses of the name come before the one that c has. Where a proxy has
+// chosen the address, it does nothing.
+func (d *Dialer) Doubt(address string, c net.Conn) {
+	network, name, err := ParseAddress(address)
+	to, ok := c.RemoteAddr().(*net.TCPAddr)
+	if err == nil && network == "tcp" && ok && d.Via(address) == "" {
+		d.memory.doubt(name, to.AddrPort().Addr().Unmap())
+	}
+}
+
 // DialUDP opens a socket for a name server at address, an IP address with port: marked and protected
 // as connections are, never through a proxy.
 func (d *Dialer) DialUDP(ctx context.Context, address netip.AddrPort) (*net.UDPConn, error) {

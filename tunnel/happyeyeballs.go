@@ -58,6 +58,7 @@ type race struct {
 	address string // host:port
 	port    uint16
 
+	known      rememberedName
 	remembered []netip.Addr // these worked earlier, the latest first
 	current    bool         // they go first: the network is the same
 	vouched    bool         // the first of them did so a moment ago
@@ -72,6 +73,8 @@ type race struct {
 	turn     ipVersion       // whose address is next
 
 	held     bool // the next attempt waits for pace
+	slow     bool // lookups are
+	late     bool // doubted addresses need not wait until all others have failed
 	pace     *time.Timer
 	attempts chan attempt
 	running  []netip.Addr
@@ -109,8 +112,9 @@ func (d *Dialer) race(ctx context.Context, host string, port uint16) (Conn, erro
 	defer r.all.Wait()
 	defer cancel()
 	defer r.pace.Stop()
-	known := d.memory.of(r.address)
-	r.remembered, r.current, r.vouched = known.addresses, known.current, time.Since(known.proven) < fastOpenTrust
+	r.known = d.memory.of(r.address)
+	r.remembered = r.known.addresses
+	r.current, r.vouched = r.known.current && len(r.remembered) > 0, time.Since(r.known.proven) < fastOpenTrust
 	r.lookUp(ctx, host, ipv6)
 	r.lookUp(ctx, host, ipv4)
 	return r.run(ctx)
@@ -119,6 +123,8 @@ func (d *Dialer) race(ctx context.Context, host string, port uint16) (Conn, erro
 func (r *race) run(ctx context.Context) (Conn, error) {
 	headStart := time.NewTimer(lookupHeadStart)
 	defer headStart.Stop()
+	late := time.NewTimer(attemptTime)
+	defer late.Stop()
 	for {
 		for !r.held && len(r.running) < maxAttempts {
 			address, ok := r.next()
@@ -138,18 +144,29 @@ func (r *race) run(ctx context.Context) (Conn, error) {
 			case a.err == nil:
 				r.d.memory.worked(r.address, a.address, a.proven)
 				return a.c, nil
-			case ctx.Err() != nil: // which is not the fault of a
+			case isOver(ctx): // which is not the fault of a
 				return nil, r.interrupted(context.Cause(ctx))
 			}
 			r.fail(a)
 		case <-r.pace.C:
 			r.held = false
 		case <-headStart.C:
+			r.slow = true
 			r.trustUnanswered()
+		case <-late.C:
+			r.late = true
 		case <-ctx.Done():
 			return nil, r.interrupted(context.Cause(ctx))
 		}
 	}
+}
+
+// isOver tells whether ctx has ended. Sockets know of its deadline a little earlier than it does.
+func isOver(ctx context.Context) bool {
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		<-ctx.Done()
+	}
+	return ctx.Err() != nil
 }
 
 func (r *race) lookUp(ctx context.Context, host string, v ipVersion) {
@@ -230,19 +247,23 @@ func (r *race) hold(d time.Duration) {
 	r.pace.Reset(d)
 }
 
-// next takes the address to try now: a trusted one, or one of the versions in turn.
-func (r *race) next() (netip.Addr, bool) {
-	for _, queue := range []*[]netip.Addr{&r.trusted, &r.found[r.turn], &r.found[r.turn.other()]} {
-		for len(*queue) > 0 {
-			a := (*queue)[0]
-			*queue = (*queue)[1:]
-			if !r.tried[a] {
-				r.turn = versionOf(a).other()
-				return a, true
+// next tells the address to try now: a trusted one, or one of the versions in turn, and one that is doubted when there
+// is no other.
+func (r *race) next() (a netip.Addr, ok bool) {
+	mayDoubt := r.late || len(r.running) == 0 && (r.missing == 0 || r.slow)
+	for _, queue := range [][]netip.Addr{r.trusted, r.found[r.turn], r.found[r.turn.other()]} {
+		for _, b := range queue {
+			switch {
+			case r.tried[b]:
+			case !r.known.isDoubted(b):
+				r.turn = versionOf(b).other()
+				return b, true
+			case mayDoubt && !ok:
+				a, ok = b, true
 			}
 		}
 	}
-	return netip.Addr{}, false
+	return a, ok
 }
 
 // waiting is how many addresses are known and not tried.

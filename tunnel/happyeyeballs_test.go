@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -376,6 +377,69 @@ func TestForgetAsksAgain(t *testing.T) {
 	}
 	if asked := resolver.asked.Load(); asked != 4 {
 		t.Errorf("asked %d times, want 4", asked)
+	}
+}
+
+// An address on which nothing comes about comes after the others, and is still better than none.
+func TestDoubt(t *testing.T) {
+	leavesNothing(t)
+	port := accepting(t, "127.0.0.1", "0")
+	accepting(t, "127.0.0.2", port)
+	address := "edge.test:" + port
+	resolver := namesOf("127.0.0.1", "127.0.0.2")
+	d := &Dialer{Resolver: resolver}
+	doubted := func() (ip string) {
+		t.Helper()
+		c, err := d.Dial(t.Context(), address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		d.Doubt(address, c)
+		ip, _, _ = net.SplitHostPort(c.RemoteAddr().String())
+		return ip
+	}
+
+	if first, second := doubted(), doubted(); first != "127.0.0.1" || second != "127.0.0.2" {
+		t.Errorf("dialed %s, and when that was doubted %s", first, second)
+	}
+	resolver.fail(errors.New("no resolver"))
+	if ip, took := dialedIP(t, d, address); took > time.Second {
+		t.Errorf("both doubted: %s after %v, want one of them at once", ip, took)
+	}
+	resolver.fail(nil)
+
+	d.Forget()
+	doubted()
+	for range 3 {
+		if ip, _ := dialedIP(t, d, address); ip != "127.0.0.2" {
+			t.Errorf("beside one that is doubted: %s", ip)
+		}
+	}
+	resolver.set("127.0.0.1", "127.0.0.3") // nobody listens at the other one
+	if ip, took := dialedIP(t, d, address); ip != "127.0.0.1" || took > time.Second {
+		t.Errorf("beside one that refuses: %s after %v, want the doubted one at once", ip, took)
+	}
+
+	other := &Dialer{Resolver: resolver, Proxy: func(string) (*url.URL, error) { return url.Parse("http://127.0.0.1:1") }}
+	c, err := d.Dial(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if other.Doubt(address, c); len(other.memory.names) != 0 {
+		t.Errorf("behind a proxy: %v", other.memory.names)
+	}
+}
+
+// A doubted address need not wait for ever until another one has failed.
+func TestDoubtBesideBlackHole(t *testing.T) {
+	leavesNothing(t)
+	port := accepting(t, "127.0.0.1", "0")
+	d := &Dialer{Resolver: namesOf("127.0.0.1", "192.0.2.1")}
+	d.memory.doubt("edge.test:"+port, netip.MustParseAddr("127.0.0.1"))
+	if ip, took := dialedIP(t, d, "edge.test:"+port); ip != "127.0.0.1" || took > attemptTime+time.Second {
+		t.Errorf("%s after %v, want 127.0.0.1 after %v at most", ip, took, attemptTime)
 	}
 }
 

@@ -10,9 +10,11 @@ import (
 const (
 	maxRememberedNames     = 64
 	maxRememberedAddresses = 4 // of one name
+	// doubtTime is how long an address comes after the others of its name if nobody has shaken hands there.
+	doubtTime = time.Minute
 )
 
-// memory knows which addresses of a name have worked. The zero value is empty.
+// memory knows which addresses of a name have worked, and which have only seemed to. The zero value is empty.
 type memory struct {
 	mu    sync.Mutex
 	names []rememberedName // the one used last comes first
@@ -20,9 +22,21 @@ type memory struct {
 
 type rememberedName struct {
 	name      string       // host:port
-	addresses []netip.Addr // the one that worked last comes first; never empty
-	proven    time.Time    // when a handshake last came about with that one
+	addresses []netip.Addr // the one that worked last comes first
+	proven    time.Time    // when a connection last came about with that one
 	current   bool         // it has worked since the network changed
+	doubts    []doubt      // the latest first
+}
+
+// doubt is an address that takes connections on which nothing comes about.
+type doubt struct {
+	address netip.Addr
+	until   time.Time
+}
+
+// isDoubted tells whether a comes after the others.
+func (n *rememberedName) isDoubted(a netip.Addr) bool {
+	return slices.ContainsFunc(n.doubts, func(d doubt) bool { return d.address == a && time.Now().Before(d.until) })
 }
 
 // of returns what is known of name; without addresses, nothing is.
@@ -30,10 +44,8 @@ func (m *memory) of(name string) rememberedName {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.take(name)
-	if n.addresses != nil {
-		m.put(n)
-	}
-	n.addresses = slices.Clone(n.addresses)
+	m.put(n)
+	n.addresses, n.doubts = slices.Clone(n.addresses), slices.Clone(n.doubts)
 	return n
 }
 
@@ -60,13 +72,31 @@ func (m *memory) failed(name string, a netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.take(name)
+	n.forget(a)
+	m.put(n)
+}
+
+// doubt notes that a connection to a was there, and came to nothing.
+func (m *memory) doubt(name string, a netip.Addr) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.take(name)
+	n.name = name
+	if slices.Contains(n.addresses, a) { // where lookups fail it is still better than none
+		n.forget(a)
+		n.addresses = append(n.addresses, a)
+	}
+	n.doubts = slices.DeleteFunc(n.doubts, func(d doubt) bool { return d.address == a })
+	n.doubts = slices.Insert(n.doubts, 0, doubt{a, time.Now().Add(doubtTime)})
+	n.doubts = n.doubts[:min(len(n.doubts), 2*maxAddresses)]
+	m.put(n)
+}
+
+func (n *rememberedName) forget(a netip.Addr) {
 	if len(n.addresses) > 0 && n.addresses[0] == a {
 		n.proven = time.Time{}
 	}
 	n.addresses = slices.DeleteFunc(n.addresses, func(b netip.Addr) bool { return a == b })
-	if len(n.addresses) > 0 {
-		m.put(n)
-	}
 }
 
 // outdate leaves the addresses for when a lookup fails, but not the order in which to try them.
@@ -74,7 +104,7 @@ func (m *memory) outdate() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := range m.names {
-		m.names[i].current, m.names[i].proven = false, time.Time{}
+		m.names[i].current, m.names[i].proven, m.names[i].doubts = false, time.Time{}, nil
 	}
 }
 
@@ -89,8 +119,11 @@ func (m *memory) take(name string) (n rememberedName) {
 	return n
 }
 
-// put makes n the one used last, at the cost of the one that was not used for the longest time.
+// put makes n the one used last, at the cost of the one that was not used for the longest time. Where nothing is known of n it does nothing.
 func (m *memory) put(n rememberedName) {
+	if len(n.addresses)+len(n.doubts) == 0 {
+		return
+	}
 	m.names = slices.Insert(m.names, 0, n)
 	m.names = m.names[:min(len(m.names), maxRememberedNames)]
 }

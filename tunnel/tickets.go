@@ -360,7 +360,7 @@ func (k ticket) usable(now time.Time) bool {
 type ticketList []ticket
 
 func (l *ticketList) put(added ticket) {
-	*l = slices.Insert(*l, 0, added).bounded(time.Unix(added.Stored, 0))
+	*l = slices.Insert(*l, 0, added).bounded(time.Now())
 }
 
 // take removes the newest usable ticket for a key.

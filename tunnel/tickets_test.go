@@ -100,6 +100,18 @@ func TestTicketsPutNil(t *testing.T) {
 	server.dial(t, &tickets, true)
 }
 
+// Processes that share a file come to it in another order than their tickets came to them.
+func TestTicketsPutLate(t *testing.T) {
+	var list ticketList
+	newer, older := testTicket(fmt.Sprintf("%064d", 0), 1), testTicket(fmt.Sprintf("%064d", 0), 2)
+	older.Stored--
+	list.put(newer)
+	list.put(older)
+	if len(list) != 2 {
+		t.Errorf("%d tickets kept, want 2", len(list))
+	}
+}
+
 func TestTicketsNewestFirst(t *testing.T) {
 	var tickets Tickets
 	for i := range 3 * ticketsPerKey {

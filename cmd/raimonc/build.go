@@ -46,7 +46,7 @@ func newTunnel(ctx context.Context, name string, job *command.Job) (*client.Tunn
 		if err != nil {
 			return nil, err
 		}
-		t.Accept = tunnel.Transport{layer}
+		t.Accept, t.Chooses = tunnel.Transport{layer}, true
 		t.Key += fmt.Sprintf(" %q %q", layer.User, layer.Password)
 	}
 	return t, nil

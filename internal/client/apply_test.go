@@ -6,6 +6,7 @@ import (
 	"net"
 	"syscall"
 	"testing"
+	"time"
 
 	"raimon/internal/tunneltest"
 	"raimon/tunnel"
@@ -61,5 +62,41 @@ func TestAddressBecomesWider(t *testing.T) {
 	}
 	if d := c.doors[wide]; d == nil || len(c.doors) != 1 {
 		t.Errorf("after a refusal: the doors are %v, want that at %s", c.doors, wide)
+	}
+}
+
+// Programs that wait for an edge go on with what a new config says in its place: with its pool, too.
+func TestProgramsWaitForNewRemote(t *testing.T) {
+	t.Parallel()
+	for name, pool := range map[string]int{"without a pool": 0, "with a pool": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nobody, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			nobody.Close()
+			address, old := startClient(t, &Tunnel{Key: "old", Remote: nobody.Addr().String(), Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Hour, Pool: pool})
+			answers := make(chan string, 3)
+			for range cap(answers) {
+				go func() {
+					got, err := exchange(t, address, "hello")
+					answers <- got + errorText(err)
+				}()
+			}
+			eventually(t, "all of them wait", func() bool {
+				since, _ := old.outage.state()
+				return !since.IsZero() && old.client.Status()[0].Open == cap(answers)
+			})
+			right := &Tunnel{Key: "new", Listen: old.Listen, Remote: newEdge(t, ws(), tunneltest.Echo(t)).address, Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Hour, Pool: pool}
+			if err := old.client.Apply(t.Context(), []*Tunnel{right}); err != nil {
+				t.Fatal(err)
+			}
+			for range cap(answers) {
+				if got := <-answers; got != "hello" {
+					t.Errorf("got %q", got)
+				}
+			}
+		})
 	}
 }

@@ -34,6 +34,8 @@ type Tunnel struct {
 	Listen []string
 	// Accept is spoken by the programs that connect; empty is plain tcp.
 	Accept tunnel.Transport
+	// Chooses says that Accept has programs name their target, always.
+	Chooses bool
 
 	// Remote is the address of the edge, and Dialer how it is reached.
 	Remote string
@@ -85,7 +87,7 @@ type door struct {
 }
 
 // Apply makes tunnels what the client does. Tunnels that it had already, with the same Key, are not touched; open
-// connections of others go on. Where an address cannot be listened on the error says why, and nothing has changed.
+// connections of others go on, and programs that wait for their edge go on with the tunnel that has their address now. Where an address cannot be listened on the error says why, and nothing has changed.
 // Before Run it only opens the listeners; connections wait in their queues.
 func (c *Client) Apply(ctx context.Context, tunnels []*Tunnel) error {
 	c.mu.Lock()
@@ -112,6 +114,7 @@ func (c *Client) Apply(ctx context.Context, tunnels []*Tunnel) error {
 	for _, l := range c.links {
 		if !slices.Contains(next.links, l) {
 			l.stop()
+			l.leaveTo(next.heir(l))
 		}
 	}
 	c.links, c.doors = next.links, next.doors
@@ -126,6 +129,16 @@ type plan struct {
 	links  []*link
 	doors  map[string]*door // by address
 	owners map[string]*link // of doors
+}
+
+// heir is the link that gets an address of l; nil: none does.
+func (p *plan) heir(l *link) *link {
+	for _, address := range l.Listen {
+		if heir := p.owners[address]; heir != nil {
+			return heir
+		}
+	}
+	return nil
 }
 
 // plan opens what tunnels listen on and is not open yet. Its error is a *ListenError. The caller holds mu.

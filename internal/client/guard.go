@@ -325,13 +325,12 @@ type proof struct {
 	due     bool      // the network has changed, and nothing is known since
 	changed time.Time // when it last has
 	busy    bool
-	pause   time.Duration
-	next    time.Time
+	backoff backoff
 }
 
 // begin tells whether it is time to find out.
 func (p *proof) begin(now time.Time) bool {
-	if p.busy || now.Before(p.next) {
+	if p.busy || p.backoff.lasts(now) {
 		return false
 	}
 	p.busy = true
@@ -366,8 +365,7 @@ func (g *guard) judge(l *link, began time.Time, err error, own map[netip.Addr]bo
 		return false // over the old network
 	}
 	if err != nil {
-		p.pause = min(max(2*p.pause, firstProof), longestProof)
-		p.next = time.Now().Add(p.pause)
+		p.backoff.grow(firstProof, longestProof)
 		l.log().Debug("the network does not carry a new connection", "remote", l.Remote, "error", err)
 	} else {
 		*p = proof{changed: p.changed, due: p.due}
@@ -388,7 +386,7 @@ func (g *guard) judge(l *link, began time.Time, err error, own map[netip.Addr]bo
 	if err == nil {
 		p.due = moving
 		if moving {
-			p.next = time.Now().Add(guardPause)
+			p.backoff.until = time.Now().Add(guardPause)
 		}
 	}
 	return hasCut

@@ -105,7 +105,7 @@ func TestGuardBearsOutage(t *testing.T) {
 		p := newPatient(t, "192.0.2.2")
 		p.sendsAgain()
 		proofs := p.live(time.Hour, errNoWay)
-		if n := int(time.Hour / longestProof); p.cutWith != nil || proofs > n+10 || proofs < n/2 {
+		if n := int(time.Hour / longestProof); p.cutWith != nil || proofs > 2*n+10 || proofs < n/2 {
 			t.Fatalf("cut with %v after %d proofs", p.cutWith, proofs)
 		}
 		p.live(2*time.Second, nil) // the network is back; the segment is sent again, and arrives

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"raimon/tunnel"
@@ -24,12 +25,17 @@ type link struct {
 
 	mu   sync.Mutex
 	halt context.CancelFunc // ends what keeps the link; nil: it has not begun
+
+	heir     atomic.Pointer[link] // who carries what comes to its addresses now; nil: itself, or nobody
+	replaced context.Context      // ends when there is an heir
+	replace  context.CancelFunc   // ends replaced
 }
 
 func newLink(c *Client, t *Tunnel) *link {
 	l := &link{Tunnel: t, client: c}
 	l.outage.link = l
 	l.pool.init(l)
+	l.replaced, l.replace = context.WithCancel(context.Background())
 	l.knocker = t.Dialer.Clone()
 	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
@@ -64,6 +70,14 @@ func (l *link) stop() {
 	}
 }
 
+// leaveTo gives the programs that wait to the link that has taken the place of l. What has come to an edge stays.
+func (l *link) leaveTo(heir *link) {
+	if heir != nil && heir.Chooses == l.Chooses {
+		l.heir.Store(heir)
+		l.replace()
+	}
+}
+
 // serve carries one connection of a program, closes it, and then calls ended.
 func (l *link) serve(ctx, draining context.Context, local tunnel.Conn, ended func(error)) {
 	l.stats.began()
@@ -89,19 +103,23 @@ func (l *link) networkChanged() {
 	l.outage.retry()
 }
 
-// connect makes a connection to the edge for a program. While the edge cannot be reached it tries again until the
-// deadline; zero is for those who do not wait.
+// errReplaced says that a program that waits has to go on with the heir of its link.
+var errReplaced = errors.New("another tunnel has taken this one's place")
+
+// connect makes a connection to the edge for a program until the deadline. While the edge cannot be reached it tries again,
+// if programs wait.
 func (l *link) connect(ctx context.Context, deadline time.Time, said *said, target string) (*ready, error) {
 	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
-	if since, _ := l.outage.state(); since.IsZero() || deadline.IsZero() {
-		r, err := l.attempt(ctx, l.timeout(), wait, target)
-		if isSettled(ctx, err, deadline) {
+	if since, _ := l.outage.state(); since.IsZero() || l.Wait <= 0 {
+		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
+		if l.Wait <= 0 || isSettled(ctx, err, deadline) {
 			return r, told(err)
 		}
 	}
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	defer said.hear(leave)()
+	defer context.AfterFunc(l.replaced, func() { leave(errReplaced) })()
 	for {
 		if err := l.outage.turn(ctx, deadline); err != nil {
 			return nil, told(err)
@@ -123,7 +141,7 @@ const lastAttempt = time.Second
 
 // told is err for a log that knows of the outage already, if err is one.
 func told(err error) error {
-	if err == nil || isStarved(err) {
+	if err == nil || isStarved(err) || errors.As(err, new(straggler)) {
 		return err
 	}
 	return tunnel.Told{Err: err}
@@ -138,8 +156,8 @@ func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, targ
 	return r, err
 }
 
-func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, min(limit, l.timeout()), tunnel.ErrTimeout)
+func (l *link) dial(parent context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
+	ctx, cancel := context.WithTimeoutCause(parent, min(limit, l.timeout()), tunnel.ErrTimeout)
 	defer cancel()
 	bare, err := l.Dialer.Dial(ctx, l.Remote)
 	if err != nil {
@@ -147,11 +165,18 @@ func (l *link) dial(ctx context.Context, limit time.Duration, wait bool, target 
 	}
 	conn, err := l.transport(wait, target).Client(ctx, bare)
 	if err != nil {
+		if parent.Err() == nil {
+			l.Dialer.Doubt(l.Remote, bare)
+		}
 		bare.Close()
 		return nil, l.Dialer.Through(l.Remote, tunnel.WithCause(ctx, err))
 	}
 	l.stats.reached(bare)
 	r := newReady(l, bare, conn)
+	if l.Chooses && target == "" && !r.waits { // the target behind it is none that a program has named
+		r.close()
+		return nil, l.Dialer.Through(l.Remote, tunnel.ErrNoTargets)
+	}
 	if target != "" && !r.waits {
 		if err := r.hearAbout(ctx); err != nil {
 			r.close()

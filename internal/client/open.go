@@ -3,9 +3,11 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"raimon/tunnel"
@@ -21,18 +23,23 @@ const maxSaid = 64 << 10
 func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (bare, c tunnel.Conn, err error) {
 	said := &said{local: local, listens: info.Target == ""}
 	defer func() { info.Sent = int64(len(said.text)) }()
-	var deadline time.Time
-	if l.Wait > 0 {
-		deadline = time.Now().Add(l.Wait)
+	deadline := time.Now().Add(l.Wait)
+	if l.Wait <= 0 {
+		deadline = time.Now().Add(l.timeout()) // of the one attempt
 	}
 	r := l.pool.take()
 	for tries := 1; ; tries++ {
 		if r == nil {
-			if r, err = l.connect(ctx, deadline, said, info.Target); err != nil {
+			if r, err = l.connect(ctx, deadline, said, info.Target); errors.Is(err, errReplaced) {
+				l = l.heir.Load()
+				r = l.pool.take()
+				continue
+			}
+			if err != nil {
 				return nil, nil, err
 			}
 		}
-		err = l.begin(ctx, r, said, info.Target)
+		err = l.begin(ctx, r, said, info.Target, deadline)
 		if err == nil {
 			info.Route = r.watched
 			if proxy := l.Dialer.Via(l.Remote); proxy != "" { // what ends the tunnel may be its doing
@@ -42,7 +49,7 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 		}
 		r.abandon()
 		var target *tunnel.TargetError
-		if errors.As(err, &target) || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil || said.err != nil || tries == maxTries {
+		if errors.As(err, &target) || errors.Is(err, tunnel.ErrTimeout) || ctx.Err() != nil || said.err != nil || tries >= maxTries {
 			return nil, nil, err
 		}
 		l.log().Debug("another connection is tried", "error", err)
@@ -54,8 +61,8 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 const maxTries = 5
 
 // begin makes r the other end of a program's connection. Where the edge says when its target is there, it waits for
-// that.
-func (l *link) begin(ctx context.Context, r *ready, said *said, target string) error {
+// that: until deadline, if the edge does not even take what is said to it.
+func (l *link) begin(ctx context.Context, r *ready, said *said, target string, deadline time.Time) error {
 	if r.refused != nil {
 		return r.refused
 	}
@@ -69,18 +76,26 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string) e
 	defer cut()
 	late := time.AfterFunc(l.timeout()+edgeHeadStart, func() { r.conn.SetDeadline(past) })
 	defer late.Stop()
+	var settled atomic.Bool
+	unheard := time.AfterFunc(time.Until(deadline), func() {
+		if h := tunnel.HealthOf(r.conn); h.InFlight > 0 && h.Timeouts > 0 && settled.CompareAndSwap(false, true) {
+			r.declareDead(errUnheard)
+		}
+	})
+	defer unheard.Stop()
 	if err := tunnel.Take(r.conn, target); err != nil {
 		return err
 	}
 	stop := said.carry(r.conn)
 	err := r.opened()
 	stop()
-	if err == nil {
-		err = said.err
-	}
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case said.err != nil:
+		return tunnel.Told{Err: fmt.Errorf("%w: %w", errLeft, said.err)}
+	case !settled.CompareAndSwap(false, true):
+		return errUnheard
 	case r.dead.Load() != nil:
 		return *r.dead.Load()
 	case errors.Is(err, os.ErrDeadlineExceeded) && tunnel.HealthOf(r.conn).InFlight > 0:
@@ -170,7 +185,7 @@ func (s *said) while(listen func()) (stop func()) {
 }
 
 // errLeft says that nobody waits for the edge any more.
-var errLeft = errors.New("the program has gone before the edge was reached")
+var errLeft = errors.New("the program has gone before there was a tunnel")
 
 // listen notes what the program says and, if there is one, tells conn.
 func (s *said) listen(conn tunnel.Conn) {

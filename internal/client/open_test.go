@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync/atomic"
@@ -20,6 +21,9 @@ func turnedAway(t testing.TB, address string) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	c, err := net.Dial("tcp", address)
+	if tunnel.IsReset(err) { // so soon that the system has not yet told of the connection
+		return time.Since(begin)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,25 +98,34 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// An edge that knows no targets is asked once, not until the wait is over.
+// An edge that knows no targets is asked once, not until the wait is over. No program gets to the target that it has
+// for everybody, over connections that were ready neither.
 func TestEdgeWithoutTargets(t *testing.T) {
 	t.Parallel()
-	var asked atomic.Int64
-	old := tunneltest.Serve(t, func(c *net.TCPConn) {
-		asked.Add(1)
-		if _, err := gobwas.Upgrade(c); err == nil { // it knows nothing of our header
-			io.Copy(io.Discard, c)
-		}
-	})
-	address, l := startClient(t, &Tunnel{
-		Remote: old, Dialer: new(tunnel.Dialer), Transport: ws(), Accept: tunnel.Transport{chooser{}}, Wait: time.Hour,
-	})
-	turnedAway(t, address)
-	if n := asked.Load(); n != 1 {
-		t.Errorf("the edge was asked %d times", n)
-	}
-	if since, cause := l.outage.state(); since.IsZero() || !errors.Is(cause, tunnel.ErrNoTargets) {
-		t.Errorf("the reason is %v", cause)
+	for pool, most := range []int64{1, 3} {
+		t.Run(fmt.Sprint("pool=", pool), func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int64
+			old := tunneltest.Serve(t, func(c *net.TCPConn) {
+				asked.Add(1)
+				if _, err := gobwas.Upgrade(c); err == nil { // it knows nothing of our header
+					io.Copy(io.Discard, c)
+				}
+			})
+			address, l := startClient(t, &Tunnel{
+				Remote: old, Dialer: new(tunnel.Dialer), Transport: ws(), Accept: tunnel.Transport{chooser{}}, Chooses: true, Wait: time.Hour, Pool: pool,
+			})
+			if pool > 0 {
+				eventually(t, "the pool asks", func() bool { return asked.Load() > 0 })
+			}
+			turnedAway(t, address)
+			if n := asked.Load(); n > most || l.pool.size() > 0 {
+				t.Errorf("the edge was asked %d times, and %d connections are ready", n, l.pool.size())
+			}
+			if since, cause := l.outage.state(); since.IsZero() || !errors.Is(cause, tunnel.ErrNoTargets) {
+				t.Errorf("the reason is %v", cause)
+			}
+		})
 	}
 }
 
@@ -126,6 +139,32 @@ func (chooser) Client(context.Context, tunnel.Conn) (tunnel.Conn, error) {
 func (chooser) Server(_ context.Context, c tunnel.Conn, info *tunnel.Info) (tunnel.Conn, error) {
 	info.Target = "127.0.0.1:1"
 	return c, nil
+}
+
+// A program that goes while the edge still dials its target is no failure of anybody.
+func TestProgramLeavesBeforeTarget(t *testing.T) {
+	t.Parallel()
+	dialing := make(chan bool, 1)
+	slow := &tunnel.Forwarder{Accept: ws(), Dial: func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
+		dialing <- true
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	remote := tunneltest.Serve(t, func(c *net.TCPConn) { slow.Handle(t.Context(), c) })
+	address, l := startClient(t, &Tunnel{Remote: remote, Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Hour, Pool: 1})
+	full(t, l)
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(c, "hello")
+	<-dialing
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	eventually(t, "the connection is over", func() bool { return l.client.Status()[0].Open == 0 })
+	if s := l.client.Status()[0]; s.LastError != "" {
+		t.Errorf("the status says %q", s.LastError)
+	}
 }
 
 // A program that resets its connection does not look as if it had said all, whatever lies between here and the edge.

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -33,8 +32,7 @@ type outage struct {
 	cause   error
 	final   bool // cause is nothing that time heals
 	trying  bool // somebody does
-	pause   time.Duration
-	next    time.Time     // when the next attempt may begin
+	backoff backoff
 	changed chan struct{} // closed when any of this has changed; nil: nobody waits
 	failed  int           // attempts
 	reached time.Time     // when an attempt last went well
@@ -51,7 +49,7 @@ var errNetworkChanged = errors.New("the network has changed")
 func (o *outage) turn(ctx context.Context, deadline time.Time) error {
 	for {
 		o.mu.Lock()
-		pause := time.Until(o.next)
+		pause := time.Until(o.backoff.until)
 		late := !time.Now().Before(deadline)
 		if o.since.IsZero() || o.final || late || !o.trying && pause <= 0 {
 			o.trying = !o.since.IsZero()
@@ -112,9 +110,13 @@ func (o *outage) try(ctx context.Context, attempt func(context.Context) error) e
 		o.giveUp()
 		return err
 	}
-	o.tell(began, err)
-	return err
+	return o.tell(began, err)
 }
+
+// straggler is why an attempt failed that says nothing of the edge, since a later one has reached it. The log does not know of it.
+type straggler struct{ error }
+
+func (e straggler) Unwrap() error { return e.error }
 
 // giveUp notes the end of an attempt that says nothing of the edge.
 func (o *outage) giveUp() {
@@ -124,8 +126,8 @@ func (o *outage) giveUp() {
 	o.broadcast()
 }
 
-// tell notes how an attempt went that began then.
-func (o *outage) tell(began time.Time, err error) {
+// tell notes how an attempt went that began then. It returns err, as a straggler if it is one.
+func (o *outage) tell(began time.Time, err error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	defer o.broadcast()
@@ -136,20 +138,20 @@ func (o *outage) tell(began time.Time, err error) {
 		if !o.since.IsZero() {
 			log.Info("the edge is reached again", "remote", o.link.Remote, "after", time.Since(o.since).Round(100*time.Millisecond).String(), "attempts", o.failed+1)
 		}
-		o.since, o.cause, o.final, o.pause, o.next, o.failed = time.Time{}, nil, false, 0, time.Time{}, 0
+		o.since, o.cause, o.final, o.backoff, o.failed = time.Time{}, nil, false, backoff{}, 0
 		o.reached = time.Now()
 	case began.Before(o.reached) && !isFinal(err):
-		log.Debug("an attempt from before the edge was reached has failed", "remote", o.link.Remote, "error", err)
+		return straggler{err}
 	case o.since.IsZero() || isFinal(err) && !o.final:
-		trying := slog.Attr{}
+		patience := slog.Attr{}
 		if o.link.Wait > 0 && !isFinal(err) {
-			trying = slog.String("trying_for", o.link.Wait.String())
+			patience = slog.String("programs_wait", o.link.Wait.String())
 		}
 		level := slog.LevelWarn
 		if o.link.client.Quiet && (isFinal(err) || o.link.Wait == 0) {
 			level = slog.LevelDebug // the caller of Handle has it at once
 		}
-		log.Log(context.Background(), level, "the edge cannot be reached", "remote", o.link.Remote, "error", err, o.link.client.hint(err), trying)
+		log.Log(context.Background(), level, "the edge cannot be reached", "remote", o.link.Remote, "error", err, o.link.client.hint(err), patience)
 		if o.since.IsZero() {
 			o.since = time.Now()
 		}
@@ -158,17 +160,14 @@ func (o *outage) tell(began time.Time, err error) {
 		log.Debug("the edge still cannot be reached", "remote", o.link.Remote, "error", err)
 		o.failure(err)
 	}
+	return err
 }
 
-// failure sets the pause after an attempt. Several that fail together, because they began before anybody knew, count
-// as one. The caller holds mu.
+// failure begins the pause after an attempt. The caller holds mu.
 func (o *outage) failure(err error) {
 	o.failed++
 	o.cause, o.final = err, isFinal(err)
-	if now := time.Now(); !now.Before(o.next) {
-		o.pause = min(max(2*o.pause, firstPause), longestPause)
-		o.next = now.Add(o.pause/2 + rand.N(o.pause/2))
-	}
+	o.backoff.grow(firstPause, longestPause)
 }
 
 // retry lets an attempt begin at once, because the network has changed. Those that are under way are over.
@@ -179,7 +178,7 @@ func (o *outage) retry() {
 		o.leave()
 		o.network, o.leave = nil, nil
 	}
-	o.pause, o.next = 0, time.Time{}
+	o.backoff = backoff{}
 	o.broadcast()
 }
 

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -119,7 +121,7 @@ func TestOneTriesForAll(t *testing.T) {
 			}
 		}
 		log.lines(t, 1, 1)
-		if text := log.String(); !strings.Contains(text, `error="connection refused" hint="look at the cable" trying_for=1m0s`) ||
+		if text := log.String(); !strings.Contains(text, `error="connection refused" hint="look at the cable" programs_wait=1m0s`) ||
 			!strings.Contains(text, fmt.Sprintf("attempts=%d", len(attempts)+2)) || !strings.Contains(text, "after=") {
 			t.Errorf("the log says:\n%s", text)
 		}
@@ -139,7 +141,7 @@ func TestFailuresTogether(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if pause := time.Until(o.next); pause > 2*firstPause {
+		if pause := time.Until(o.backoff.until); pause > 2*firstPause {
 			t.Errorf("the next attempt is in %v", pause)
 		}
 		log.lines(t, 1, 0)
@@ -196,8 +198,12 @@ func TestLateFailure(t *testing.T) {
 		if err := o.try(t.Context(), func(context.Context) error { return nil }); err != nil {
 			t.Error(err)
 		}
-		if err := <-late; err != errDown {
+		err := <-late
+		if !errors.Is(err, errDown) {
 			t.Error(err)
+		}
+		if errors.As(told(err), new(tunnel.Told)) {
+			t.Error("nobody has told of it")
 		}
 		if since, cause := o.state(); !since.IsZero() {
 			t.Errorf("the edge cannot be reached since %v: %v", since, cause)
@@ -240,7 +246,7 @@ func TestNobodyWaits(t *testing.T) {
 			t.Errorf("they have waited for %v", time.Since(begin))
 		}
 		log.lines(t, 1, 0)
-		if strings.Contains(log.String(), "trying_for") {
+		if strings.Contains(log.String(), "programs_wait") {
 			t.Errorf("the log says that somebody tries:\n%s", log)
 		}
 	})
@@ -353,7 +359,7 @@ func TestNetworkChangeFillsPool(t *testing.T) {
 	eventually(t, "the pool pauses", func() bool {
 		l.pool.mu.Lock()
 		defer l.pool.mu.Unlock()
-		return l.pool.pause > 0
+		return l.pool.away.pause > 0
 	})
 	e.start()
 	release, _ := g.hold(fromEdge)
@@ -366,4 +372,56 @@ func TestNetworkChangeFillsPool(t *testing.T) {
 	l.networkChanged()
 	release()
 	full(t, l)
+}
+
+// Of the addresses of an edge, one that takes connections and answers nothing does not keep programs from the others.
+func TestAddressThatOnlyAccepts(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, ws(), tunneltest.Echo(t))
+	_, port, err := net.SplitHostPort(e.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent, err := net.Listen("tcp", "127.0.0.2:"+port) // its queue takes them
+	if err != nil {
+		t.Skip("needs this address: ", err)
+	}
+	defer silent.Close()
+	for name, pool := range map[string]int{"without a pool": 0, "with a pool": 1} {
+		t.Run(name, func(t *testing.T) {
+			address, _ := startClient(t, &Tunnel{
+				Remote: "edge.test:" + port, Dialer: &tunnel.Dialer{Resolver: addresses{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.1")}},
+				Transport: ws(), Wait: patience, Timeout: 500 * time.Millisecond, Pool: pool,
+			})
+			for range 3 {
+				if got, err := exchange(t, address, "hello"); err != nil || got != "hello" {
+					t.Errorf("got %q, %v", got, err)
+				}
+			}
+		})
+	}
+}
+
+// Who connects to an edge that answers nothing waits no longer than to one that cannot be reached.
+func TestWaitForSilentEdge(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // its queue takes connections
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	address, _ := startClient(t, &Tunnel{Remote: silent.Addr().String(), Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Second, Timeout: time.Hour})
+	if took := turnedAway(t, address); took > time.Second+2*lastAttempt {
+		t.Errorf("turned away after %v", took)
+	}
+}
+
+// addresses is a resolver that knows one name.
+type addresses []netip.Addr
+
+func (a addresses) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+	if network == "ip6" {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return a, nil
 }

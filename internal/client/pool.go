@@ -37,11 +37,9 @@ type pool struct {
 	kept sync.WaitGroup // goroutines that watch connections
 
 	mu    sync.Mutex
-	idle  []*ready      // the oldest first
-	pause time.Duration // how long an edge that cannot be reached is left alone; it grows
-	quiet time.Time     // until when that lasts
-	rest  time.Duration // after a connection that has died young; it grows while they do
-	tired time.Time     // until when it lasts
+	idle  []*ready // the oldest first
+	away  backoff  // while the edge cannot be reached
+	tired backoff  // after a connection that has died young
 }
 
 func (p *pool) init(l *link) {
@@ -71,15 +69,7 @@ func (p *pool) take() *ready {
 func (p *pool) bury(r *ready) {
 	r.close()
 	if time.Since(r.born) < youth {
-		p.tire()
-	}
-}
-
-// tire makes the next connections wait a while. The caller holds mu.
-func (p *pool) tire() {
-	if !time.Now().Before(p.tired) {
-		p.rest = min(max(2*p.rest, firstPause), poolPause)
-		p.tired = time.Now().Add(p.rest)
+		p.tired.grow(firstPause, poolPause)
 	}
 }
 
@@ -97,7 +87,7 @@ func (p *pool) drop() {
 	for _, r := range p.idle {
 		r.close()
 	}
-	p.idle, p.pause, p.quiet, p.rest, p.tired = nil, 0, time.Time{}, 0, time.Time{}
+	p.idle, p.away, p.tired = nil, backoff{}, backoff{}
 	p.poke()
 }
 
@@ -135,12 +125,11 @@ func (p *pool) run(ctx context.Context) {
 func (p *pool) leaveAlone(failed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !failed {
-		p.pause = 0
-		return
+	if failed {
+		p.away.grow(time.Second, poolPause)
+	} else {
+		p.away = backoff{}
 	}
-	p.pause = min(max(2*p.pause, time.Second), poolPause)
-	p.quiet = time.Now().Add(p.pause)
 }
 
 // look closes what is dead, and says how many connections are to be made now, and when to look again.
@@ -154,10 +143,11 @@ func (p *pool) look(reached bool) (missing int, next time.Time) {
 		p.bury(r)
 		return true
 	})
-	missing, next = p.link.Pool, time.Now().Add(waitLife)
+	now := time.Now()
+	missing, next = p.link.Pool, now.Add(waitLife)
 	for _, r := range p.idle {
 		if time.Since(r.born) >= youth {
-			p.rest = 0
+			p.tired.pause = 0
 		}
 		if r.isAlive(renewal) {
 			missing--
@@ -166,11 +156,11 @@ func (p *pool) look(reached bool) (missing int, next time.Time) {
 			next = earlier(next, r.until)
 		}
 	}
-	if !reached && time.Now().Before(p.quiet) {
-		return 0, earlier(next, p.quiet)
+	if !reached && p.away.lasts(now) {
+		return 0, earlier(next, p.away.until)
 	}
-	if time.Now().Before(p.tired) {
-		return 0, earlier(next, p.tired)
+	if p.tired.lasts(now) {
+		return 0, earlier(next, p.tired.until)
 	}
 	return missing, next
 }
@@ -205,7 +195,7 @@ func (p *pool) add(ctx context.Context) bool {
 		p.link.log().Debug("the pool is not filled", "error", err) // programs that fail of it say so louder
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.tire()
+		p.tired.grow(firstPause, poolPause)
 		return false
 	}
 	if err != nil {

@@ -320,7 +320,7 @@ func TestPoolOfTargetThatHangsUp(t *testing.T) {
 	begin := time.Now()
 	startClient(t, &Tunnel{Remote: newEdge(t, nil, target).address, Dialer: new(tunnel.Dialer), Pool: 1})
 	eventually(t, "it is asked four times", func() bool { return asked.Load() >= 4 })
-	if least := 7 * firstPause; time.Since(begin) < least {
+	if least := 7 * firstPause / 2; time.Since(begin) < least {
 		t.Errorf("asked for %d connections within %v, want pauses of %v together", asked.Load(), time.Since(begin), least)
 	}
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -83,7 +84,7 @@ func (s *stats) ended(session *tunnel.Session, err error) {
 	s.open--
 	s.sent += session.Sent()
 	s.received += session.Received()
-	if err != nil && !tunnel.IsReset(err) {
+	if err != nil && !errors.Is(err, errLeft) && !(session.Open() && tunnel.IsReset(err)) {
 		s.failure, s.failedAt = err, time.Now()
 	}
 }

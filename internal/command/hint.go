@@ -77,6 +77,8 @@ func tlsHint(err error) string {
 		return "programs choose their target through a raimons only: leave socks away for the edge's own target"
 	case errors.Is(err, tunnel.ErrToken):
 		return "raimons token prints one; token=file:/path and token=command:program have to give it and nothing else"
+	case errors.Is(err, tunnel.ErrNoTargets):
+		return "socks needs a raimons that is no older than this raimonc, and a web server before it, if there is one, that passes its header Raimon on"
 	case errors.As(err, &target) && target.Err == nil, errors.As(err, &closed) && closed.Code == 1014:
 		return targetHint(tunnel.Reason(err))
 	}

@@ -453,6 +453,26 @@ func TestForgottenPool(t *testing.T) {
 	}
 }
 
+// Where nothing answers any more, and nothing says so, programs wait as long as they are told to, with a pool as well.
+func TestWaitInSilence(t *testing.T) {
+	t.Parallel()
+	travels(t, "wait=3s", func(t *testing.T, v *travel) {
+		v.home.nft(t, "add rule inet filter extra drop")
+		begin := time.Now()
+		h, err := v.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = h.say(30 * time.Second)
+		took := time.Since(begin).Round(100 * time.Millisecond)
+		t.Logf("%s: %v after %v", t.Name(), err, took)
+		waits := v.transport.name == "wss" || strings.HasSuffix(t.Name(), "pool=0") // tcp knows no more than that a connection is there
+		if waits && (err == nil || took < 2*time.Second || took > 6*time.Second) {
+			t.Errorf("got %v after %v, want an end after 3s", err, took)
+		}
+	})
+}
+
 // One connection of several is dropped on the way.
 func TestPortDropped(t *testing.T) {
 	t.Parallel()
