@@ -73,8 +73,6 @@ func tlsHint(err error) string {
 		return noPlainWebSocket
 	case errors.As(err, &upgrade):
 		return upgradeHint(upgrade)
-	case errors.Is(err, tunnel.ErrNoTargets):
-		return "programs choose their target through a raimons only: leave socks away for the edge's own target"
 	case errors.Is(err, tunnel.ErrToken):
 		return "raimons token prints one; token=file:/path and token=command:program have to give it and nothing else"
 	case errors.Is(err, tunnel.ErrNoTargets):

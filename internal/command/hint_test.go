@@ -52,7 +52,7 @@ func TestHint(t *testing.T) {
 		"login, token":       {&tunnel.UpgradeError{Status: 403, Token: true}, "does not know the token"},
 		"other site":         {&tunnel.UpgradeError{Status: 421}, "client-cert="},
 		"no token":           {tunnel.ErrToken, "raimons token"},
-		"no raimons":         {tunnel.ErrNoTargets, "leave socks away"},
+		"no raimons":         {tunnel.ErrNoTargets, "no older than this raimonc"},
 		"no certificate":     {errors.New("remote error: tls: certificate required"), "add client-cert="},
 		"revoked":            {errors.New("remote error: tls: bad certificate"), "revoked"},
 		"port in use":        {listen(syscall.EADDRINUSE), "another program listens there"},

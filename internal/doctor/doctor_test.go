@@ -375,7 +375,7 @@ func TestEdgeThatDoesNotWait(t *testing.T) {
 			}
 			d.Options.Socks = true
 			text, _ = examine(t, t.Context(), d)
-			wants(t, text, `^failed   target      the edge does not know of chosen targets.*\n +-> programs choose their target through a raimons only`)
+			wants(t, text, `^failed   target      the edge does not know of chosen targets.*\n +-> socks needs a raimons that is no older`)
 		})
 	}
 }
