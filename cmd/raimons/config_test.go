@@ -103,6 +103,7 @@ func FuzzConfig(f *testing.F) {
 	for _, text := range []string{
 		"listen = [\":443\"]\n[[site]]\nnames = [\"a.example\"]\n[[site.route]]\npath = \"/a\"\ntarget = \"b:1\"\n",
 		"[[site]]\nx.y = 1", "site = [{names = [\"a\"]}]", "[a.b]\n[[a.b.c]]", "[[site.route]]\n[[site]]", "listen = 3", "[[limits]]", "=", "a=\n\"", "\xff",
+		"\n a = “b”", "\ufefflisten = [\":443\"]", "\xff\xfea\x00", "a = \"\\€\"", "ä",
 	} {
 		f.Add([]byte(text))
 	}

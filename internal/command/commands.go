@@ -100,18 +100,22 @@ func (i *invocation) parseAction(c *Command, action Action, flags flagValues, wo
 	if byName && len(words) > 0 {
 		return &ConfigError{fmt.Errorf("flag -config: %q is one argument too many", words[0]), "options stand in the file then"}
 	}
-	switch {
-	case len(words) == 0:
-		return i.prepare(flags, job, "")
-	case !action.Options && action.Argument == "" && strings.HasSuffix(words[0], ".toml"):
-		return &ConfigError{fmt.Errorf("%q is one argument too many", words[0]), "for that file: " + usage + " -config " + words[0]}
-	case !action.Options:
-		return &ConfigError{fmt.Errorf("%q is one argument too many", words[0]), usage + "; " + called + " -h explains"}
-	case len(words) == 1:
-		return i.prepare(flags, job, words[0])
+	if len(words) > 1 || len(words) == 1 && !action.Options {
+		return action.tooMany(called, usage, words)
 	}
-	return &ConfigError{fmt.Errorf("%q is one argument too many", words[1]),
-		"put quotes around the options: ';' means something to the shell; " + called + " -h explains"}
+	return i.prepare(flags, job, strings.Join(words, ""))
+}
+
+// tooMany is about words behind what an action takes.
+func (a Action) tooMany(called, usage string, words []string) error {
+	explained := called + " -h explains"
+	switch {
+	case a.Options:
+		return &ConfigError{fmt.Errorf("%q is one argument too many", words[1]), "put quotes around the options: ';' means something to the shell; " + explained}
+	case a.Argument == "" && strings.HasSuffix(words[0], ".toml"):
+		return &ConfigError{fmt.Errorf("%q is one argument too many", words[0]), "for that file: " + usage + " -config " + words[0]}
+	}
+	return &ConfigError{fmt.Errorf("%q is one argument too many", words[0]), usage + "; " + explained}
 }
 
 // isOptions tells whether options stand where what an action is about should. No name or address has these two in it, and
