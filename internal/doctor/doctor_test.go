@@ -277,6 +277,11 @@ type half string
 
 func (h half) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
 	switch {
+	case h == "hosts" && network == "ip6": // as package net has it from a file
+		return nil, &net.AddrError{Err: "no suitable address found", Addr: host}
+	case h == "hosts":
+	case h == "nothing":
+		return nil, nil
 	case network != string(h):
 		<-ctx.Done()
 		return nil, &net.DNSError{Err: "i/o timeout", Name: host, IsTimeout: true}
@@ -290,9 +295,11 @@ func TestHalfResolver(t *testing.T) {
 	address := silent(t)
 	_, port, _ := net.SplitHostPort(address)
 	for resolver, want := range map[half][]string{
-		"ip4": {`^warning  dns         edge.test is 127.0.0.1, says .*; but lookup edge.test: i/o timeout \(.*\n +-> programs get through with these`, `^ok       target `},
-		"ip6": {`^warning  dns         edge.test is ::1, says `},
-		"":    {`^failed   dns         lookup edge.test: i/o timeout .*\n +-> the name server does not answer`},
+		"ip4":     {`^warning  dns         edge.test is 127.0.0.1, says .*; but lookup edge.test: i/o timeout \(.*\n +-> programs get through with these`, `^ok       target `},
+		"ip6":     {`^warning  dns         edge.test is ::1, says `},
+		"hosts":   {`^ok       dns         edge.test is 127.0.0.1, says `},
+		"nothing": {`^failed   dns         lookup edge.test: it has no address.*\n +-> the name does not resolve here`},
+		"":        {`^failed   dns         lookup edge.test: i/o timeout .*\n +-> the name server does not answer`},
 	} {
 		d := patient(t, "edge.test:"+port)
 		d.Tunnel.Dialer.Resolver, d.Tunnel.Timeout = resolver, 100*time.Millisecond

@@ -122,16 +122,24 @@ func (e *examination) ask(ctx context.Context, host string) ([]netip.Addr, error
 	}
 	asking.Wait()
 	addresses := slices.Concat(found...)
-	for i, err := range errs {
+	var failed, none error
+	for _, err := range errs {
 		var dns *net.DNSError
+		var unsuitable *net.AddrError // package net's word for a name that has addresses of the other kind in a file
 		switch isDNS := errors.As(err, &dns); {
-		case isDNS && dns.IsNotFound && len(addresses) > 0:
-			errs[i] = nil // there are none of this kind
+		case err == nil:
+		case errors.As(err, &unsuitable), isDNS && dns.IsNotFound:
+			none = err
 		case isDNS:
-			errs[i] = dns // it tells whose fault a lookup is that took too long
+			failed = dns // without what says that connecting took too long
+		default:
+			failed = err
 		}
 	}
-	return addresses, cmp.Or(errs...)
+	if len(addresses) == 0 && failed == nil {
+		failed = cmp.Or(none, error(&net.DNSError{Err: "it has no address", Name: host, IsNotFound: true}))
+	}
+	return addresses, failed
 }
 
 // dnsAdvice is what to do where a name was not found.
