@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"syscall"
 
 	"raimon/internal/client"
 	"raimon/internal/command"
@@ -102,14 +103,20 @@ var stdioCommand = command.Command{Name: "stdio", Help: stdioHelp,
 func runStdio(ctx context.Context, c *client.Client) error {
 	local := newStdio(os.Stdin, os.Stdout)
 	err := c.Handle(ctx, local)
-	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, command.ErrHungUp) && local.answered.Load():
-		return nil // ssh is done, and says so with that signal
-	case errors.Is(cause, command.ErrHungUp):
-		return cause
-	case cause != nil:
-		return command.ErrInterrupted
+	if ctx.Err() != nil {
+		return afterSignal(context.Cause(ctx), err, local.answered.Load())
 	}
 	local.flush()
 	return err
+}
+
+// afterSignal is what there is to tell of a tunnel over standard input and output that ended with err, when a signal has come.
+func afterSignal(signal, err error, answered bool) error {
+	switch ended := errors.Is(err, command.ErrHungUp); {
+	case !errors.Is(signal, command.ErrHungUp):
+		return command.ErrInterrupted
+	case answered && (ended || errors.Is(err, syscall.EPIPE)):
+		return nil // ssh is done, has closed its end, and says so with that signal
+	}
+	return err // what has broken by itself made ssh leave
 }
