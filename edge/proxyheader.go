@@ -53,7 +53,7 @@ var (
 
 // readProxyHeader reads the PROXY header, v1 or v2, that c has to begin with, and notes in the visit what it tells.
 func (v *visit) readProxyHeader(ctx context.Context, c tunnel.Conn) (tunnel.Conn, error) {
-	ctx, stop := v.info.UntilDraining(ctx)
+	ctx, stop := v.info.WhileShakingHands(ctx)
 	defer stop()
 	wake := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	header, ahead, err := takeProxyHeader(c)

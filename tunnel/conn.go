@@ -48,11 +48,24 @@ type Info struct {
 
 // UntilDraining returns ctx for what is not worth waiting for when nothing new is to begin.
 func (i *Info) UntilDraining(ctx context.Context) (context.Context, func()) {
+	return i.untilDraining(ctx, func(end func()) { end() })
+}
+
+// handshakeGrace is enough for what the client of a handshake has on the way.
+const handshakeGrace = time.Second
+
+// WhileShakingHands is UntilDraining for a handshake of which the client may have said something already: it
+// has a second more. Who has shaken hands in TLS does not expect to be turned away.
+func (i *Info) WhileShakingHands(ctx context.Context) (context.Context, func()) {
+	return i.untilDraining(ctx, func(end func()) { time.AfterFunc(handshakeGrace, end) })
+}
+
+func (i *Info) untilDraining(ctx context.Context, drained func(end func())) (context.Context, func()) {
 	if i.draining == nil {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	unhook := context.AfterFunc(i.draining, func() { cancel(ErrDrained) })
+	unhook := context.AfterFunc(i.draining, func() { drained(func() { cancel(ErrDrained) }) })
 	return ctx, func() {
 		unhook()
 		cancel(nil)

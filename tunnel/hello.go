@@ -17,7 +17,7 @@ const maxHello = 16 << 10
 // Conn that it returns brings it once more, for TLS.Server, or for Relay to hand it on as it came. What is not TLS gets the
 // answer of TLS.Server. The end of ctx ends it, with the cause of ctx.
 func PeekHello(ctx context.Context, c Conn, info *Info) (*tls.ClientHelloInfo, Conn, error) {
-	ctx, stop := info.UntilDraining(ctx)
+	ctx, stop := info.WhileShakingHands(ctx)
 	defer stop()
 	t := &tap{Conn: c}
 	var hello *tls.ClientHelloInfo

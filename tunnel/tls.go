@@ -40,7 +40,7 @@ func (t *TLS) Client(ctx context.Context, c Conn) (Conn, error) {
 
 // Server does the handshake of the side that accepted, and notes server name and state in info.
 func (t *TLS) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
-	ctx, stop := info.UntilDraining(ctx)
+	ctx, stop := info.WhileShakingHands(ctx)
 	defer stop()
 	c, ahead := detach(c)
 	r := &records{Conn: asSocket(c)}

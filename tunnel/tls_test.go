@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"raimon/internal/tunneltest"
 	"raimon/tunnel"
@@ -150,4 +152,45 @@ func TestPlainTextOnTLSPort(t *testing.T) {
 			}
 		}
 	}
+}
+
+// An edge that is about to end finishes the handshakes that clients have begun, since these do not wait for its word. It does not
+// wait for those who say nothing.
+func TestHandshakeWhileDraining(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	synctest.Test(t, func(t *testing.T) {
+		client, accepted := tunneltest.Pipe()
+		silent, alsoAccepted := tunneltest.Pipe()
+		target, dialed := tunneltest.Pipe()
+		f := &tunnel.Forwarder{Accept: tunnel.Transport{&tunnel.TLS{ServerConfig: &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, "localhost")}}}},
+			Dial: func(context.Context, *tunnel.Info) (tunnel.Conn, error) { return dialed, nil }}
+		draining, drain := context.WithCancel(t.Context())
+		ended := make(chan error, 2)
+		for _, c := range []tunnel.Conn{accepted, alsoAccepted} {
+			f.Start(t.Context(), draining, c, func(_ *tunnel.Session, err error) { ended <- err })
+		}
+		synctest.Wait()
+
+		begin := time.Now()
+		drain()
+
+		c, err := (&tunnel.TLS{ClientConfig: &tls.Config{InsecureSkipVerify: true}}).Client(t.Context(), client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, "hello")
+		c.CloseWrite()
+		if got, err := io.ReadAll(target); err != nil || string(got) != "hello" {
+			t.Errorf("the target got %q, %v", got, err)
+		}
+		if err := <-ended; !errors.Is(err, tunnel.ErrDrained) || time.Since(begin) > 2*time.Second {
+			t.Errorf("who says nothing ends with %v after %v", err, time.Since(begin))
+		}
+		silent.Close()
+		target.Close()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	})
 }

@@ -66,9 +66,9 @@ func newLab(t *testing.T) *lab {
 func TestAll(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	present, missing := l.present(regexp.MustCompile(`^raimon (tcp|ws|wss|wss full)$`))
-	if len(present) != 6 || len(missing) > 0 {
-		t.Fatalf("got %d subjects, %q missing; want 6 and none", len(present), missing)
+	present, missing := l.present(regexp.MustCompile(`^raimon (tcp|ws|wss|wss full|wss pool)$`))
+	if len(present) != 7 || len(missing) > 0 {
+		t.Fatalf("got %d subjects, %q missing; want 7 and none", len(present), missing)
 	}
 	r := measureAll(t.Context(), l, present, regexp.MustCompile(""), func(line string) { t.Log(line) })
 	for _, f := range r.failures {
@@ -88,10 +88,13 @@ func TestAll(t *testing.T) {
 
 // expected are the measures that a subject has to have.
 func expected(s subject) []measure {
-	all := []measure{connectionRate}
-	if s.handshakesOnly {
-		return all
+	switch s.only {
+	case "connections":
+		return []measure{connectionRate}
+	case "firstbyte":
+		return []measure{appFirst, serverFirst}
 	}
+	all := []measure{connectionRate}
 	all = append(all, rttP50, rttP99, loadedP50, loadedP99)
 	for _, direction := range directions {
 		for _, n := range parallel {
@@ -111,7 +114,7 @@ func expected(s subject) []measure {
 // checkKnown looks at the numbers that are the same on every machine.
 func checkKnown(t *testing.T, r *results) {
 	for subject, want := range map[string][2]float64{
-		"relay": {2, 2}, "raimon tcp": {2, 2}, "raimon ws": {3, 2}, "raimon wss": {4, 3},
+		"relay": {2, 2}, "raimon tcp": {2, 2}, "raimon ws": {3, 2}, "raimon wss": {4, 3}, "raimon wss pool": {1, 1},
 	} {
 		for i, m := range []measure{appFirst, serverFirst} {
 			if x, _ := r.median(subject, m); x < want[i] || x > want[i]+0.9 { // a busy machine is late

@@ -69,6 +69,9 @@ func makeGoals() []goal {
 		atMost([]float64{2, 3, 3, 4}[i]+0.2, median("raimon "+transport, appFirst), "%s, round trips to the %s", transport, appFirst.name)
 		atMost([]float64{2, 2, 3, 3}[i]+0.2, median("raimon "+transport, serverFirst), "%s, round trips to the %s", transport, serverFirst.name)
 	}
+	for _, m := range []measure{appFirst, serverFirst} {
+		atMost(1.2, median("raimon wss pool", m), "wss with a pool, round trips to the %s", m.name)
+	}
 	for _, transport := range transports {
 		atMost(1.5, ratio("raimon "+transport, "relay", loadedP99), "%s, round trip p99 under load / relay's", transport)
 	}

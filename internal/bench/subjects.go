@@ -7,8 +7,8 @@ type subject struct {
 	name           string
 	server, client program // a subject without both is the bare loopback
 
-	// handshakesOnly leaves out everything but new connections.
-	handshakesOnly bool
+	// only is the one group of measures that there is to take; empty: all.
+	only string
 }
 
 // program is how to start one end. In words, env and config these are replaced:
@@ -61,7 +61,7 @@ var subjects = []subject{
 		client: program{words: []string{"chisel", "client", "http://{to}", "{listen}:{target}"}}},
 
 	{name: "raimon tls", server: raimons(serverTLS), client: raimonc(clientTLS)},
-	{name: "raimon tls full", handshakesOnly: true, server: raimons(serverTLS), client: ourRole("client", "tls", "{ca}")},
+	{name: "raimon tls full", only: "connections", server: raimons(serverTLS), client: ourRole("client", "tls", "{ca}")},
 	{name: "kaminari tls", server: kaminaris(serverTLS), client: kaminaric("tls;sni=localhost;insecure")},
 	{name: "stunnel",
 		server: stunnel("cert = {cert}\nkey = {key}\n"),
@@ -71,7 +71,8 @@ var subjects = []subject{
 		client: haproxy("{listen}", "{to} ssl verify required ca-file {ca} sni str(localhost)")},
 
 	{name: "raimon wss", server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS)},
-	{name: "raimon wss full", handshakesOnly: true, server: raimons(ws + ";" + serverTLS), client: ourRole("client", "wss", "{ca}")},
+	{name: "raimon wss full", only: "connections", server: raimons(ws + ";" + serverTLS), client: ourRole("client", "wss", "{ca}")},
+	{name: "raimon wss pool", only: "firstbyte", server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS + ";pool=4")},
 	{name: "kaminari wss", server: kaminaris(ws + ";" + serverTLS), client: kaminaric(ws + ";tls;sni=localhost;insecure")},
 	{name: "v2ray-plugin wss", server: v2rayServer("tls;cert={cert};key={key}"), client: v2rayClient("tls;cert={ca}")},
 	{name: "wstunnel wss",

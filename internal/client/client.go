@@ -369,12 +369,12 @@ func (c *Client) accept(d *door) {
 
 // networkChanged gives every link another chance.
 func (c *Client) networkChanged(change netwatch.Change) {
-	c.log().Debug("the network has changed", "addresses", change.Addresses, "routes", change.Routes, "slept", change.Slept.String())
+	c.log().Debug("the network has changed", "addresses", change.Addresses, "lost", change.Lost, "routes", change.Routes, "slept", change.Slept.String())
 	c.mu.Lock()
 	links := slices.Clone(c.links)
 	c.mu.Unlock()
 	for _, l := range links {
-		l.networkChanged()
+		l.networkChanged(change)
 	}
 	c.guard.networkChanged()
 }

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"raimon/internal/netwatch"
 	"raimon/tunnel"
 )
 
@@ -95,12 +96,18 @@ func (l *link) opened(s *tunnel.Session) {
 	l.client.guard.entrust(s.Info().Route.(*watched), s)
 }
 
-// networkChanged gives up what belonged to the old network.
-func (l *link) networkChanged() {
+// networkChanged gives up what belonged to the old network. An address that comes or goes elsewhere, of a container or a
+// VPN, is no other network to connections that have theirs.
+func (l *link) networkChanged(change netwatch.Change) {
 	l.Dialer.Forget()
 	l.knocker.Forget()
-	l.pool.drop()
-	l.outage.retry()
+	isOther := change.Routes || change.Slept > 0
+	if own, err := netwatch.Addresses(); isOther || err != nil {
+		l.pool.drop()
+	} else {
+		l.pool.dropFrom(own)
+	}
+	l.outage.retry(isOther, change.Lost)
 }
 
 // errReplaced says that a program that waits has to go on with the heir of its link.
@@ -112,6 +119,9 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
 	if since, _ := l.outage.state(); since.IsZero() || l.Wait <= 0 {
 		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
+		if err == errNetworkChanged && l.Wait <= 0 {
+			r, err = l.attempt(ctx, l.timeout(), wait, target)
+		}
 		if l.Wait <= 0 || isSettled(ctx, err, deadline) {
 			return r, told(err)
 		}
@@ -141,7 +151,7 @@ const lastAttempt = time.Second
 
 // told is err for a log that knows of the outage already, if err is one.
 func told(err error) error {
-	if err == nil || isStarved(err) || errors.As(err, new(straggler)) {
+	if err == nil || isStarved(err) || err == errNetworkChanged || errors.As(err, new(straggler)) {
 		return err
 	}
 	return tunnel.Told{Err: err}

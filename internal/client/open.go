@@ -35,6 +35,9 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 				r = l.pool.take()
 				continue
 			}
+			if err != nil && ctx.Err() != nil {
+				err = errStopped
+			}
 			if err != nil {
 				return nil, nil, err
 			}
@@ -91,7 +94,7 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string, d
 	stop()
 	switch {
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
+		return errStopped
 	case said.err != nil:
 		return tunnel.Told{Err: fmt.Errorf("%w: %w", errLeft, said.err)}
 	case !settled.CompareAndSwap(false, true):
@@ -107,6 +110,9 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string, d
 	}
 	return err
 }
+
+// errStopped ends programs whose tunnel has not come about when raimonc ends.
+var errStopped = tunnel.Told{Err: errors.New("shut down before there was a tunnel")}
 
 // errUnheard says that an edge has not even taken what was said to it.
 var errUnheard = errors.New("nothing that was said has arrived at the edge")

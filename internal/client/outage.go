@@ -37,6 +37,7 @@ type outage struct {
 	failed  int           // attempts
 	reached time.Time     // when an attempt last went well
 
+	cut     time.Time          // when attempts were last cut for an address that was lost
 	network context.Context    // ends when the network changes, and what is tried over the old one with it; nil: not used yet
 	leave   context.CancelFunc // ends network
 }
@@ -170,11 +171,16 @@ func (o *outage) failure(err error) {
 	o.backoff.grow(firstPause, longestPause)
 }
 
-// retry lets an attempt begin at once, because the network has changed. Those that are under way are over.
-func (o *outage) retry() {
+// retry lets an attempt begin at once, because the network has changed. Those that are under way are over if it is another
+// one, and where an address was lost, which may have been theirs. Addresses that come and go do not end them all the time.
+func (o *outage) retry(isOther, hasLost bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.leave != nil {
+	if hasLost && time.Since(o.cut) > o.link.timeout() {
+		o.cut = time.Now()
+		isOther = true
+	}
+	if isOther && o.leave != nil {
 		o.leave()
 		o.network, o.leave = nil, nil
 	}

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"raimon/internal/netwatch"
 	"raimon/internal/tunneltest"
 	"raimon/tunnel"
 )
@@ -172,7 +173,7 @@ func TestNetworkChangeEndsAttempt(t *testing.T) {
 			go func() { visits <- o.visit(t.Context(), begin.Add(time.Hour), attempt) }()
 		}
 		time.Sleep(2 * longestPause)
-		if err := func() error { o.retry(); return <-visits }(); err != nil {
+		if err := func() error { o.retry(true, false); return <-visits }(); err != nil {
 			t.Error(err)
 		}
 		if err := <-visits; err != nil {
@@ -363,15 +364,77 @@ func TestNetworkChangeFillsPool(t *testing.T) {
 	})
 	e.start()
 	release, _ := g.hold(fromEdge)
-	l.networkChanged()
+	l.networkChanged(netwatch.Change{Routes: true})
 	eventually(t, "it tries again", func() bool {
 		l.outage.mu.Lock()
 		defer l.outage.mu.Unlock()
 		return l.outage.network != nil
 	})
-	l.networkChanged()
+	l.networkChanged(netwatch.Change{Routes: true})
 	release()
 	full(t, l)
+}
+
+// Addresses that come and go elsewhere are no other network: the pool is kept.
+func TestAddressesElsewhere(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, ws(), tunneltest.Echo(t))
+	_, l := startClient(t, &Tunnel{Remote: e.address, Dialer: new(tunnel.Dialer), Transport: ws(), Pool: 1, Wait: patience})
+	full(t, l)
+	ready := func() *ready {
+		l.pool.mu.Lock()
+		defer l.pool.mu.Unlock()
+		if len(l.pool.idle) == 0 {
+			return nil
+		}
+		return l.pool.idle[0]
+	}
+	before := ready()
+	for range 10 {
+		l.networkChanged(netwatch.Change{Addresses: true, Lost: true})
+		l.networkChanged(netwatch.Change{Addresses: true})
+	}
+	if ready() != before {
+		t.Error("the pool has another connection than before")
+	}
+}
+
+func TestAddressesElsewhereLeaveAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, _ := newOutage(time.Minute)
+		ended := make(chan error, 1)
+		attempt := func() {
+			go func() {
+				ended <- o.try(t.Context(), func(ctx context.Context) error {
+					select {
+					case <-ctx.Done():
+						return ctx.Err()
+					case <-time.After(5 * time.Second):
+						return nil
+					}
+				})
+			}()
+			synctest.Wait()
+		}
+		attempt()
+		o.retry(false, false)
+		synctest.Wait()
+		if len(ended) > 0 {
+			t.Errorf("one more address: the attempt ends with %v", <-ended)
+		}
+		o.retry(false, true) // it may have been the one that the attempt came from
+		if err := <-ended; err != errNetworkChanged {
+			t.Errorf("one address less: the attempt ends with %v", err)
+		}
+		attempt()
+		for range 5 {
+			time.Sleep(500 * time.Millisecond)
+			o.retry(false, true)
+		}
+		if err := <-ended; err != nil {
+			t.Errorf("addresses that come and go: the attempt ends with %v", err)
+		}
+	})
 }
 
 // Of the addresses of an edge, one that takes connections and answers nothing does not keep programs from the others.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -88,6 +89,22 @@ func (p *pool) drop() {
 		r.close()
 	}
 	p.idle, p.away, p.tired = nil, backoff{}, backoff{}
+	p.poke()
+}
+
+// dropFrom gives up the connections that are ready and come from an address that is not among own any more. An edge that
+// could not be reached is tried again.
+func (p *pool) dropFrom(own map[netip.Addr]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.idle = slices.DeleteFunc(p.idle, func(r *ready) bool {
+		if !r.watched.hasMoved(own) {
+			return false
+		}
+		r.close()
+		return true
+	})
+	p.away = backoff{}
 	p.poke()
 }
 
@@ -222,7 +239,7 @@ type ready struct {
 	guard   *guard
 	watched *watched // by guard
 
-	done  chan struct{} // closed when the edge has spoken, or it has died, or has said too much; nil: nobody watches
+	done  chan struct{} // closed when the edge that waits has spoken, or it has died, or has said too much; nil: nobody watches
 	heard []byte        // what came before it was claimed
 	err   error
 
@@ -257,16 +274,23 @@ func (r *ready) keep(p *pool) {
 	})
 }
 
+// maxHeard is how much a server may say before anybody asks it, in bytes.
+const maxHeard = 64 << 10
+
+// errTalkative is of a server of which it cannot be known whether it has hung up, because more is to be read before.
+var errTalkative = errors.New("the server says more than 64 KiB before it is asked")
+
 // hear keeps what a server says before anybody asks it, which is a greeting, and goes on to hear whether it hangs up.
 func (r *ready) hear() {
 	b := make([]byte, 4<<10)
-	n := 0
-	for n < len(b) && r.err == nil {
-		var more int
-		more, r.err = r.conn.Read(b[n:])
-		n += more
+	for r.err == nil {
+		var n int
+		n, r.err = r.conn.Read(b)
+		r.heard = append(r.heard, b[:n]...)
+		if r.err == nil && len(r.heard) > maxHeard {
+			r.err = errTalkative
+		}
 	}
-	r.heard = b[:n:n]
 }
 
 // isAlive tells whether r can be used for some time to come.
@@ -276,7 +300,7 @@ func (r *ready) isAlive(ahead time.Duration) bool {
 	}
 	select {
 	case <-r.done:
-		return !r.waits && r.err == nil
+		return false
 	default:
 		return true
 	}

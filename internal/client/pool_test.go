@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -278,17 +279,25 @@ func TestPoolDialsNoTargetBeforeItIsWanted(t *testing.T) {
 // Towards an edge that does not wait, what a server says before anybody is there to hear it is not lost, and a server
 // that hangs up meanwhile costs nobody a connection.
 func TestPoolOfDialedTargets(t *testing.T) {
+	for name, greeting := range map[string]string{"short greeting": "220 hello\r\n", "long greeting": strings.Repeat("220-hello\r\n", 1000)} {
+		t.Run(name, func(t *testing.T) {
+			testPoolOfDialedTargets(t, greeting)
+		})
+	}
+}
+
+func testPoolOfDialedTargets(t *testing.T, greeting string) {
 	t.Parallel()
 	var all sync.Map
 	target := tunneltest.Serve(t, func(c *net.TCPConn) {
 		all.Store(c, true)
-		io.WriteString(c, "220 hello\r\n")
+		io.WriteString(c, greeting)
 		io.Copy(c, c)
 	})
 	address, l := startClient(t, &Tunnel{Remote: newEdge(t, nil, target).address, Dialer: new(tunnel.Dialer), Pool: 2})
 	full(t, l)
-	if answer, err := exchange(t, address, "text"); err != nil || answer != "220 hello\r\ntext" {
-		t.Errorf("got %q, %v", answer, err)
+	if answer, err := exchange(t, address, "text"); err != nil || answer != greeting+"text" {
+		t.Errorf("got %.30q, %v", answer, err)
 	}
 	full(t, l)
 	eventually(t, "the target has heard of them all", func() bool {
@@ -306,8 +315,8 @@ func TestPoolOfDialedTargets(t *testing.T) {
 		return !slices.ContainsFunc(l.pool.idle, func(r *ready) bool { return r.born.Before(closed) })
 	})
 	for range 3 {
-		if answer, err := exchange(t, address, "text"); err != nil || answer != "220 hello\r\ntext" {
-			t.Errorf("after the server has hung up: got %q, %v", answer, err)
+		if answer, err := exchange(t, address, "text"); err != nil || answer != greeting+"text" {
+			t.Errorf("after the server has hung up: got %.30q, %v", answer, err)
 		}
 	}
 }

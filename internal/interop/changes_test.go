@@ -559,26 +559,29 @@ func TestChangesBehindProxy(t *testing.T) {
 // A process that is stopped is like a machine that sleeps: what happened meanwhile, it has not seen.
 func TestSleep(t *testing.T) {
 	t.Parallel()
-	meanwhile := map[string]func(v *travel){
-		"the edge is restarted": func(v *travel) {
+	cases := map[string]struct {
+		happens func(v *travel)
+		after   time.Duration
+	}{
+		"the edge is restarted": {func(v *travel) {
 			v.signal(v.server, syscall.SIGTERM)
 			<-v.server.done
 			v.startEdge()
-		},
-		"the router forgets": func(v *travel) { v.home.forget(v.t) },
-		"another network": func(v *travel) {
+		}, 15 * time.Second},
+		"the router forgets": {func(v *travel) { v.home.forget(v.t) }, 15 * time.Second},
+		"another network": {func(v *travel) {
 			v.laptop.ip(v.t, "link set up7 down", "addr flush dev up7", "route replace default via 192.168.8.1")
-		},
+		}, 2 * time.Minute},
 	}
-	for name, happens := range meanwhile {
+	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			travels(t, "wait=20s", func(t *testing.T, v *travel) {
 				all := v.hold(20)
 				v.signal(v.client, syscall.SIGSTOP)
 				time.Sleep(5 * time.Second)
-				happens(v)
-				time.Sleep(15 * time.Second)
+				c.happens(v)
+				time.Sleep(c.after)
 				v.signal(v.client, syscall.SIGCONT)
 
 				v.works(t, soon)
