@@ -86,7 +86,8 @@ func newOffice(t testing.TB) *office {
 		address: freePort(), ca: edge.CA, tokens: make(map[string]string), home: t.TempDir(),
 		db: startPostgres(t, inside), shop: startMariaDB(t), down: freePort(), reports: make(chan string, 10),
 	}
-	o.ssh = startSSH(t, "Subsystem sftp /usr/lib/openssh/sftp-server", "ForceCommand cd '"+o.home+"' && exec sh -c \"$SSH_ORIGINAL_COMMAND\"")
+	// Bash reads ~/.bashrc for sshd if it is no shell within another: what that has to say is not for those who log in here.
+	o.ssh = startSSH(t, "Subsystem sftp /usr/lib/openssh/sftp-server", "SetEnv SHLVL=2", "ForceCommand cd '"+o.home+"' && exec sh -c \"$SSH_ORIGINAL_COMMAND\"")
 	o.web = o.startWeb(t, ca)
 	lines := make(map[string]string)
 	for _, name := range []string{"me", "db"} {
