@@ -414,7 +414,7 @@ func refuse(accepted Conn, err error) (told bool) {
 // WithCause prefers the reason for which ctx ended to err, which that led to; nil stays nil.
 func WithCause(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
-		return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
+		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
 	return err
 }
