@@ -101,14 +101,15 @@ func (d *Dialer) Forget() {
 }
 
 // Doubt is to be called when a connection that Dial has made to address came to nothing: nobody has answered on it, or
-// somebody else has. For a minute, or until Forget, the other addresses of the name come before the one that c has. Where a proxy has
-// chosen the address, it does nothing.
-func (d *Dialer) Doubt(address string, c net.Conn) {
+// somebody else has. For a minute, or until Forget, the other addresses of the name come before the one that c has. It tells whether
+// one of them may do better. Where a proxy has chosen the address, it does nothing.
+func (d *Dialer) Doubt(address string, c net.Conn) (hasOther bool) {
 	network, name, err := ParseAddress(address)
 	to, ok := c.RemoteAddr().(*net.TCPAddr)
-	if err == nil && network == "tcp" && ok && d.Via(address) == "" {
-		d.memory.doubt(name, to.AddrPort().Addr().Unmap())
+	if err != nil || network != "tcp" || !ok || d.Via(address) != "" {
+		return false
 	}
+	return d.memory.doubt(name, to.AddrPort().Addr().Unmap())
 }
 
 // DialUDP opens a socket for a name server at address, an IP address with port: marked and protected

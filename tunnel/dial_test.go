@@ -244,7 +244,7 @@ func TestDialerClone(t *testing.T) {
 		Resolver:    namesOf(),
 		Log:         slog.Default(),
 	}
-	d.memory.worked("edge.test:1", netip.MustParseAddr("127.0.0.1"), true)
+	d.memory.worked("edge.test:1", netip.MustParseAddr("127.0.0.1"), true, nil)
 	before, after := reflect.ValueOf(d).Elem(), reflect.ValueOf(d.Clone()).Elem()
 	for i := range before.NumField() {
 		field := before.Type().Field(i)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -142,7 +143,7 @@ func (r *race) run(ctx context.Context) (Conn, error) {
 		case a := <-r.attempts:
 			switch {
 			case a.err == nil:
-				r.d.memory.worked(r.address, a.address, a.proven)
+				r.d.memory.worked(r.address, a.address, a.proven, r.others(a.address))
 				return a.c, nil
 			case isOver(ctx): // which is not the fault of a
 				return nil, r.interrupted(context.Cause(ctx))
@@ -267,7 +268,10 @@ func (r *race) next() (a netip.Addr, ok bool) {
 }
 
 // waiting is how many addresses are known and not tried.
-func (r *race) waiting() int {
+func (r *race) waiting() int { return len(r.untried()) }
+
+// untried are the addresses that are known and not tried.
+func (r *race) untried() map[netip.Addr]bool {
 	known := make(map[netip.Addr]bool)
 	for _, queue := range [][]netip.Addr{r.trusted, r.found[ipv6], r.found[ipv4]} {
 		for _, a := range queue {
@@ -276,7 +280,18 @@ func (r *race) waiting() int {
 			}
 		}
 	}
-	return len(known)
+	return known
+}
+
+// others are the addresses beside the winner that have not failed.
+func (r *race) others(winner netip.Addr) []netip.Addr {
+	others := slices.Collect(maps.Keys(r.untried()))
+	for _, a := range r.running {
+		if a != winner {
+			others = append(others, a)
+		}
+	}
+	return others
 }
 
 func (r *race) start(ctx context.Context, a netip.Addr) {

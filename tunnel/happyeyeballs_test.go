@@ -263,7 +263,7 @@ func TestRaceWithoutResolver(t *testing.T) {
 	if _, err := d.Dial(t.Context(), "other.test:"+port); err == nil || err.Error() != "dial tcp: lookup other.test: server misbehaving" {
 		t.Errorf("another name: %v", err)
 	}
-	d.memory.worked("gone.test:1", netip.MustParseAddr("127.0.0.9"), true)
+	d.memory.worked("gone.test:1", netip.MustParseAddr("127.0.0.9"), true, nil)
 	_, err := d.Dial(t.Context(), "gone.test:1")
 	var dns *net.DNSError
 	if !errors.Is(err, errRefused) || !errors.As(err, &dns) || !strings.Contains(err.Error(), "127.0.0.9") {
@@ -388,6 +388,7 @@ func TestDoubt(t *testing.T) {
 	address := "edge.test:" + port
 	resolver := namesOf("127.0.0.1", "127.0.0.2")
 	d := &Dialer{Resolver: resolver}
+	hasOther := false
 	doubted := func() (ip string) {
 		t.Helper()
 		c, err := d.Dial(t.Context(), address)
@@ -395,13 +396,16 @@ func TestDoubt(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		d.Doubt(address, c)
+		hasOther = d.Doubt(address, c)
 		ip, _, _ = net.SplitHostPort(c.RemoteAddr().String())
 		return ip
 	}
 
-	if first, second := doubted(), doubted(); first != "127.0.0.1" || second != "127.0.0.2" {
-		t.Errorf("dialed %s, and when that was doubted %s", first, second)
+	if first := doubted(); first != "127.0.0.1" || !hasOther {
+		t.Errorf("dialed %s; another: %v", first, hasOther)
+	}
+	if second := doubted(); second != "127.0.0.2" || hasOther {
+		t.Errorf("dialed %s when the first was doubted; another: %v", second, hasOther)
 	}
 	resolver.fail(errors.New("no resolver"))
 	if ip, took := dialedIP(t, d, address); took > time.Second {
@@ -447,7 +451,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	var m memory
 	for i := range 3 * maxRememberedNames {
 		for j := range 3 * maxRememberedAddresses {
-			m.worked(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String(), netip.AddrFrom4([4]byte{10, 1, 0, byte(j)}), true)
+			m.worked(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String(), netip.AddrFrom4([4]byte{10, 1, 0, byte(j)}), true, nil)
 		}
 		m.of("10.0.0.0") // is in use all the time
 	}

@@ -25,6 +25,7 @@ type rememberedName struct {
 	addresses []netip.Addr // the one that worked last comes first
 	proven    time.Time    // when a connection last came about with that one
 	current   bool         // it has worked since the network changed
+	others    []netip.Addr // it has these as well, which were not needed when it was last dialed
 	doubts    []doubt      // the latest first
 }
 
@@ -49,8 +50,8 @@ func (m *memory) of(name string) rememberedName {
 	return n
 }
 
-// worked notes a connection to a. It is not proven where fast open has only promised one.
-func (m *memory) worked(name string, a netip.Addr, proven bool) {
+// worked notes a connection to a, for which others were not needed. It is not proven where fast open has only promised one.
+func (m *memory) worked(name string, a netip.Addr, proven bool, others []netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.take(name)
@@ -60,7 +61,7 @@ func (m *memory) worked(name string, a netip.Addr, proven bool) {
 	if proven {
 		n.proven = time.Now()
 	}
-	n.name, n.current = name, true
+	n.name, n.current, n.others = name, true, others
 	n.addresses = slices.DeleteFunc(n.addresses, func(b netip.Addr) bool { return a == b })
 	n.addresses = slices.Insert(n.addresses, 0, a)
 	n.addresses = n.addresses[:min(len(n.addresses), maxRememberedAddresses)]
@@ -76,8 +77,8 @@ func (m *memory) failed(name string, a netip.Addr) {
 	m.put(n)
 }
 
-// doubt notes that a connection to a was there, and came to nothing.
-func (m *memory) doubt(name string, a netip.Addr) {
+// doubt notes that a connection to a was there, and came to nothing. It tells whether another address may do better.
+func (m *memory) doubt(name string, a netip.Addr) (hasOther bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.take(name)
@@ -90,6 +91,7 @@ func (m *memory) doubt(name string, a netip.Addr) {
 	n.doubts = slices.Insert(n.doubts, 0, doubt{a, time.Now().Add(doubtTime)})
 	n.doubts = n.doubts[:min(len(n.doubts), 2*maxAddresses)]
 	m.put(n)
+	return slices.ContainsFunc(n.others, func(b netip.Addr) bool { return !n.isDoubted(b) })
 }
 
 func (n *rememberedName) forget(a netip.Addr) {

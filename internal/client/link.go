@@ -169,17 +169,9 @@ func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, targ
 func (l *link) dial(parent context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
 	ctx, cancel := context.WithTimeoutCause(parent, min(limit, l.timeout()), tunnel.ErrTimeout)
 	defer cancel()
-	bare, err := l.Dialer.Dial(ctx, l.Remote)
+	bare, conn, err := l.shakeHands(ctx, parent, l.transport(wait, target))
 	if err != nil {
-		return nil, tunnel.WithCause(ctx, err)
-	}
-	conn, err := l.transport(wait, target).Client(ctx, bare)
-	if err != nil {
-		if parent.Err() == nil {
-			l.Dialer.Doubt(l.Remote, bare)
-		}
-		bare.Close()
-		return nil, l.Dialer.Through(l.Remote, tunnel.WithCause(ctx, err))
+		return nil, err
 	}
 	l.stats.reached(bare)
 	r := newReady(l, bare, conn)
@@ -194,6 +186,26 @@ func (l *link) dial(parent context.Context, limit time.Duration, wait bool, targ
 		}
 	}
 	return r, nil
+}
+
+// shakeHands makes a connection to the edge, and one of transport upon it. Where one of its addresses takes a connection, and then is not the
+// edge, the others are tried; each once, because that is remembered. The end of parent, unlike that of ctx, is not the fault of any.
+func (l *link) shakeHands(ctx, parent context.Context, transport tunnel.Transport) (bare, conn tunnel.Conn, err error) {
+	for {
+		bare, err = l.Dialer.Dial(ctx, l.Remote)
+		if err != nil {
+			return nil, nil, tunnel.WithCause(ctx, err)
+		}
+		if conn, err = transport.Client(ctx, bare); err == nil {
+			return bare, conn, nil
+		}
+		hasOther := parent.Err() == nil && l.Dialer.Doubt(l.Remote, bare)
+		bare.Close()
+		if !hasOther || ctx.Err() != nil {
+			return nil, nil, l.Dialer.Through(l.Remote, tunnel.WithCause(ctx, err))
+		}
+		l.log().Debug("another address of the edge is tried", "remote", l.Remote, "error", err)
+	}
 }
 
 // hearAbout waits until the edge says what has become of the target that was named in the handshake.

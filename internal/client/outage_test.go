@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -437,31 +438,49 @@ func TestAddressesElsewhereLeaveAttempts(t *testing.T) {
 	})
 }
 
-// Of the addresses of an edge, one that takes connections and answers nothing does not keep programs from the others.
-func TestAddressThatOnlyAccepts(t *testing.T) {
+// Of the addresses of an edge, one where nobody answers, or somebody else does, does not keep programs from the others.
+func TestAddressOfAnother(t *testing.T) {
 	t.Parallel()
-	e := newEdge(t, ws(), tunneltest.Echo(t))
-	_, port, err := net.SplitHostPort(e.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	silent, err := net.Listen("tcp", "127.0.0.2:"+port) // its queue takes them
-	if err != nil {
-		t.Skip("needs this address: ", err)
-	}
-	defer silent.Close()
-	for name, pool := range map[string]int{"without a pool": 0, "with a pool": 1} {
-		t.Run(name, func(t *testing.T) {
-			address, _ := startClient(t, &Tunnel{
-				Remote: "edge.test:" + port, Dialer: &tunnel.Dialer{Resolver: addresses{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.1")}},
-				Transport: ws(), Wait: patience, Timeout: 500 * time.Millisecond, Pool: pool,
-			})
-			for range 3 {
-				if got, err := exchange(t, address, "hello"); err != nil || got != "hello" {
-					t.Errorf("got %q, %v", got, err)
+	for name, tt := range map[string]struct {
+		serve func(net.Conn)
+		wait  time.Duration
+	}{
+		"that answers nothing":   {func(c net.Conn) { io.Copy(io.Discard, c) }, patience},
+		"that resets":            {func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }, 0},
+		"that is another server": {func(c net.Conn) { io.WriteString(c, "HTTP/1.1 404 Not Found\r\n\r\n"); io.Copy(io.Discard, c) }, 0},
+	} {
+		for _, pool := range []int{0, 1} {
+			t.Run(fmt.Sprintf("%s pool=%d", name, pool), func(t *testing.T) {
+				t.Parallel()
+				_, port, err := net.SplitHostPort(newEdge(t, ws(), tunneltest.Echo(t)).address)
+				if err != nil {
+					t.Fatal(err)
 				}
-			}
-		})
+				other, err := net.Listen("tcp", "127.0.0.2:"+port)
+				if err != nil {
+					t.Skip("needs this address: ", err)
+				}
+				defer other.Close()
+				go func() {
+					for {
+						c, err := other.Accept()
+						if err != nil {
+							return
+						}
+						go func() { defer c.Close(); tt.serve(c) }()
+					}
+				}()
+				address, _ := startClient(t, &Tunnel{
+					Remote: "edge.test:" + port, Dialer: &tunnel.Dialer{Resolver: addresses{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.1")}},
+					Transport: ws(), Wait: tt.wait, Timeout: 500 * time.Millisecond, Pool: pool,
+				})
+				for range 3 {
+					if got, err := exchange(t, address, "hello"); err != nil || got != "hello" {
+						t.Errorf("got %q, %v", got, err)
+					}
+				}
+			})
+		}
 	}
 }
 
