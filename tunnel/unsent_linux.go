@@ -27,23 +27,21 @@ func (s *socket) unsent() int {
 // isDead tells whether the connection is over in both directions, by a reset or because both have
 // ended. Unix sockets do not tell.
 func (s *socket) isDead() bool {
-	info := s.tcpInfo()
-	return info != nil && info.State == tcpClosed
+	return s.tcpInfo().State == tcpClosed
 }
 
-// lastAck is when the peer's kernel last acknowledged anything, be it that nothing has been taken.
+// lastAck is when the peer's kernel last acknowledged anything, be it that nothing has been taken. Behind a Unix socket
+// that is this kernel, at any time.
 func (s *socket) lastAck() time.Time {
-	info := s.tcpInfo()
-	if info == nil {
-		return time.Time{}
-	}
-	return time.Now().Add(-time.Duration(info.Last_ack_recv) * time.Millisecond)
+	return time.Now().Add(-time.Duration(s.tcpInfo().Last_ack_recv) * time.Millisecond)
 }
 
-// tcpInfo is TCP_INFO (tcp(7)); nil of other sockets.
-func (s *socket) tcpInfo() (info *unix.TCPInfo) {
+// tcpInfo is TCP_INFO (tcp(7)); all zero of other sockets, and of one that is closed.
+func (s *socket) tcpInfo() (info unix.TCPInfo) {
 	s.raw.Control(func(fd uintptr) {
-		info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if i, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			info = *i
+		}
 	})
 	return info
 }
@@ -51,7 +49,7 @@ func (s *socket) tcpInfo() (info *unix.TCPInfo) {
 // holdsBack tells of a peer that takes nothing now, and has answered the last time it was asked.
 func (s *socket) holdsBack() bool {
 	info := s.tcpInfo()
-	return info != nil && info.State != tcpClosed && info.Unacked == 0 && info.Probes == 0 && s.unsent() > 0
+	return info.State != tcpClosed && info.Unacked == 0 && info.Probes == 0 && s.unsent() > 0
 }
 
 func healthOf(raw syscall.RawConn) (h Health) {

@@ -22,7 +22,7 @@ type Status struct {
 	Error string    `json:"error,omitempty"`
 	// Reached is when a connection to the edge was last made; zero: never.
 	Reached time.Time `json:"reached,omitzero"`
-	// RoundTrip is that of the last connection, in nanoseconds; zero: not known.
+	// RoundTrip is that of one of the last connections, in nanoseconds; zero: not known.
 	RoundTrip time.Duration `json:"round_trip,omitzero"`
 
 	// Pool is how many connections are kept ready, Ready how many are.
@@ -66,6 +66,7 @@ type stats struct {
 	sent, received int64
 	reachedAt      time.Time
 	roundTrip      time.Duration
+	measuredAt     time.Time // roundTrip was
 	failure        error
 	failedAt       time.Time
 }
@@ -89,12 +90,18 @@ func (s *stats) ended(session *tunnel.Session, err error) {
 	}
 }
 
+// roundTripAge is how long a round-trip time is not asked for again: with many connections that costs more than it tells.
+const roundTripAge = time.Second
+
 // reached is told of each connection to the edge.
 func (s *stats) reached(c tunnel.Conn) {
-	roundTrip := tunnel.HealthOf(c).RoundTrip
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reachedAt, s.roundTrip = time.Now(), roundTrip
+	now := time.Now()
+	s.reachedAt = now
+	if now.Sub(s.measuredAt) >= roundTripAge {
+		s.roundTrip, s.measuredAt = tunnel.HealthOf(c).RoundTrip, now
+	}
 }
 
 func (s *stats) fill(to *Status) {
