@@ -104,12 +104,25 @@ func (d *Dialer) Forget() {
 // somebody else has. For a minute, or until Forget, the other addresses of the name come before the one that c has. It tells whether
 // one of them may do better. Where a proxy has chosen the address, it does nothing.
 func (d *Dialer) Doubt(address string, c net.Conn) (hasOther bool) {
-	network, name, err := ParseAddress(address)
-	to, ok := c.RemoteAddr().(*net.TCPAddr)
-	if err != nil || network != "tcp" || !ok || d.Via(address) != "" {
-		return false
+	name, a, ok := d.chosen(address, c)
+	return ok && d.memory.doubt(name, a)
+}
+
+// Trust takes a Doubt back: it was the edge who answered on c.
+func (d *Dialer) Trust(address string, c net.Conn) {
+	if name, a, ok := d.chosen(address, c); ok {
+		d.memory.trust(name, a)
 	}
-	return d.memory.doubt(name, to.AddrPort().Addr().Unmap())
+}
+
+// chosen is the address that Dial has chosen for c, and the name that memory has it under.
+func (d *Dialer) chosen(address string, c net.Conn) (name string, a netip.Addr, ok bool) {
+	network, name, err := ParseAddress(address)
+	to, isTCP := c.RemoteAddr().(*net.TCPAddr)
+	if err != nil || network != "tcp" || !isTCP || d.Via(address) != "" {
+		return "", netip.Addr{}, false
+	}
+	return name, to.AddrPort().Addr().Unmap(), true
 }
 
 // DialUDP opens a socket for a name server at address, an IP address with port: marked and protected

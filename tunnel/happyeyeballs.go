@@ -73,9 +73,10 @@ type race struct {
 	trusted  []netip.Addr    // to be tried before all others
 	turn     ipVersion       // whose address is next
 
-	held     bool // the next attempt waits for pace
-	slow     bool // lookups are
-	late     bool // doubted addresses need not wait until all others have failed
+	held     bool        // the next attempt waits for pace
+	slow     bool        // lookups are
+	late     bool        // doubted addresses need not wait until all others have failed
+	patience *time.Timer // with them
 	pace     *time.Timer
 	attempts chan attempt
 	running  []netip.Addr
@@ -108,11 +109,13 @@ func (d *Dialer) race(ctx context.Context, host string, port uint16) (Conn, erro
 		lookups:  make(chan found),
 		attempts: make(chan attempt),
 		pace:     time.NewTimer(time.Hour),
+		patience: time.NewTimer(time.Hour),
 		tried:    make(map[netip.Addr]bool),
 	}
 	defer r.all.Wait()
 	defer cancel()
 	defer r.pace.Stop()
+	defer r.patience.Stop()
 	r.known = d.memory.of(r.address)
 	r.remembered = r.known.addresses
 	r.current, r.vouched = r.known.current && len(r.remembered) > 0, time.Since(r.known.proven) < fastOpenTrust
@@ -124,8 +127,6 @@ func (d *Dialer) race(ctx context.Context, host string, port uint16) (Conn, erro
 func (r *race) run(ctx context.Context) (Conn, error) {
 	headStart := time.NewTimer(lookupHeadStart)
 	defer headStart.Stop()
-	late := time.NewTimer(attemptTime)
-	defer late.Stop()
 	for {
 		for !r.held && len(r.running) < maxAttempts {
 			address, ok := r.next()
@@ -143,7 +144,7 @@ func (r *race) run(ctx context.Context) (Conn, error) {
 		case a := <-r.attempts:
 			switch {
 			case a.err == nil:
-				r.d.memory.worked(r.address, a.address, a.proven, r.others(a.address))
+				r.d.memory.worked(r.address, a.address, a.proven, r.living())
 				return a.c, nil
 			case isOver(ctx): // which is not the fault of a
 				return nil, r.interrupted(context.Cause(ctx))
@@ -154,7 +155,7 @@ func (r *race) run(ctx context.Context) (Conn, error) {
 		case <-headStart.C:
 			r.slow = true
 			r.trustUnanswered()
-		case <-late.C:
+		case <-r.patience.C:
 			r.late = true
 		case <-ctx.Done():
 			return nil, r.interrupted(context.Cause(ctx))
@@ -283,15 +284,9 @@ func (r *race) untried() map[netip.Addr]bool {
 	return known
 }
 
-// others are the addresses beside the winner that have not failed.
-func (r *race) others(winner netip.Addr) []netip.Addr {
-	others := slices.Collect(maps.Keys(r.untried()))
-	for _, a := range r.running {
-		if a != winner {
-			others = append(others, a)
-		}
-	}
-	return others
+// living are the addresses that have not failed.
+func (r *race) living() []netip.Addr {
+	return append(slices.Collect(maps.Keys(r.untried())), r.running...)
 }
 
 func (r *race) start(ctx context.Context, a netip.Addr) {
@@ -299,6 +294,7 @@ func (r *race) start(ctx context.Context, a netip.Addr) {
 	r.running = append(r.running, a)
 	limit, delay := r.share(ctx)
 	r.hold(delay)
+	r.patience.Reset(2 * delay)
 	fastOpen := r.d.FastOpen && r.mayBeAlone(a)
 	r.all.Go(func() {
 		limited, cancel := ctx, context.CancelFunc(func() {})

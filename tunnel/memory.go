@@ -25,7 +25,7 @@ type rememberedName struct {
 	addresses []netip.Addr // the one that worked last comes first
 	proven    time.Time    // when a connection last came about with that one
 	current   bool         // it has worked since the network changed
-	others    []netip.Addr // it has these as well, which were not needed when it was last dialed
+	living    []netip.Addr // it had these when it was last dialed, and none of them failed
 	doubts    []doubt      // the latest first
 }
 
@@ -50,8 +50,8 @@ func (m *memory) of(name string) rememberedName {
 	return n
 }
 
-// worked notes a connection to a, for which others were not needed. It is not proven where fast open has only promised one.
-func (m *memory) worked(name string, a netip.Addr, proven bool, others []netip.Addr) {
+// worked notes a connection to a, one of those that have not failed. It is not proven where fast open has only promised one.
+func (m *memory) worked(name string, a netip.Addr, proven bool, living []netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.take(name)
@@ -61,7 +61,7 @@ func (m *memory) worked(name string, a netip.Addr, proven bool, others []netip.A
 	if proven {
 		n.proven = time.Now()
 	}
-	n.name, n.current, n.others = name, true, others
+	n.name, n.current, n.living = name, true, living
 	n.addresses = slices.DeleteFunc(n.addresses, func(b netip.Addr) bool { return a == b })
 	n.addresses = slices.Insert(n.addresses, 0, a)
 	n.addresses = n.addresses[:min(len(n.addresses), maxRememberedAddresses)]
@@ -91,7 +91,16 @@ func (m *memory) doubt(name string, a netip.Addr) (hasOther bool) {
 	n.doubts = slices.Insert(n.doubts, 0, doubt{a, time.Now().Add(doubtTime)})
 	n.doubts = n.doubts[:min(len(n.doubts), 2*maxAddresses)]
 	m.put(n)
-	return slices.ContainsFunc(n.others, func(b netip.Addr) bool { return !n.isDoubted(b) })
+	return slices.ContainsFunc(n.living, func(b netip.Addr) bool { return !n.isDoubted(b) })
+}
+
+// trust takes a doubt back.
+func (m *memory) trust(name string, a netip.Addr) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.take(name)
+	n.doubts = slices.DeleteFunc(n.doubts, func(d doubt) bool { return d.address == a })
+	m.put(n)
 }
 
 func (n *rememberedName) forget(a netip.Addr) {

@@ -20,11 +20,6 @@ import (
 // newTunnel makes what the options of job ask for.
 func newTunnel(ctx context.Context, name string, job *command.Job) (*client.Tunnel, error) {
 	o := job.Options
-	for _, listen := range job.Listen {
-		if leadsToItself(listen, job.Remote) {
-			return nil, &command.ConfigError{Err: fmt.Errorf("%s leads to itself: %s is where raimonc listens", listen, job.Remote), Fix: "the remote is the address of the edge"}
-		}
-	}
 	key, err := identity(job)
 	if err != nil {
 		return nil, err
@@ -40,6 +35,11 @@ func newTunnel(ctx context.Context, name string, job *command.Job) (*client.Tunn
 	}
 	if t.Dialer, err = dialer(job); err != nil {
 		return nil, err
+	}
+	for _, listen := range job.Listen {
+		if t.Dialer.Via(job.Remote) == "" && leadsToItself(listen, job.Remote) {
+			return nil, &command.ConfigError{Err: fmt.Errorf("%s leads to itself: %s is where raimonc listens", listen, job.Remote), Fix: "the remote is the address of the edge"}
+		}
 	}
 	if o.Socks {
 		layer, err := localProxy(ctx, job)
@@ -62,8 +62,9 @@ func leadsToItself(listen, remote string) bool {
 	if err != nil || errRemote != nil || port != same || strings.HasPrefix(listen, "unix:") || strings.HasPrefix(remote, "unix:") {
 		return false
 	}
-	ours, theirs := literal(cmp.Or(here, "0.0.0.0")), literal(cmp.Or(there, "localhost"))
-	return theirs.IsValid() && ours == theirs || theirs.IsLoopback() && ours.IsUnspecified()
+	ours, theirs := literal(cmp.Or(here, "::")), literal(cmp.Or(there, "localhost"))
+	everywhere := ours.IsUnspecified() && (ours.Is6() || theirs.Is4())
+	return theirs.IsValid() && ours == theirs || theirs.IsLoopback() && everywhere
 }
 
 // identity changes with whatever of the tunnel is read once only.

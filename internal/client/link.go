@@ -197,15 +197,22 @@ func (l *link) shakeHands(ctx, parent context.Context, transport tunnel.Transpor
 			return nil, nil, tunnel.WithCause(ctx, err)
 		}
 		if conn, err = transport.Client(ctx, bare); err == nil {
+			l.Dialer.Trust(l.Remote, bare)
 			return bare, conn, nil
 		}
-		hasOther := parent.Err() == nil && l.Dialer.Doubt(l.Remote, bare)
+		hasOther := parent.Err() == nil && !isBusy(err) && l.Dialer.Doubt(l.Remote, bare)
 		bare.Close()
 		if !hasOther || ctx.Err() != nil {
 			return nil, nil, l.Dialer.Through(l.Remote, tunnel.WithCause(ctx, err))
 		}
 		l.log().Debug("another address of the edge is tried", "remote", l.Remote, "error", err)
 	}
+}
+
+// isBusy tells whether err is the answer of the edge, or of what stands before it, that it cannot do it now.
+func isBusy(err error) bool {
+	var upgrade *tunnel.UpgradeError
+	return errors.As(err, &upgrade) && !isNo(upgrade.Status)
 }
 
 // hearAbout waits until the edge says what has become of the target that was named in the handshake.
