@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"syscall"
 	"testing"
@@ -65,38 +66,51 @@ func TestAddressBecomesWider(t *testing.T) {
 	}
 }
 
-// Programs that wait for an edge go on with what a new config says in its place: with its pool, too.
+// Programs that wait for an edge go on with what a new config says in its place: with its pool, too. It may say so
+// several times.
 func TestProgramsWaitForNewRemote(t *testing.T) {
 	t.Parallel()
-	for name, pool := range map[string]int{"without a pool": 0, "with a pool": 1} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			nobody, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			nobody.Close()
-			address, old := startClient(t, &Tunnel{Key: "old", Remote: nobody.Addr().String(), Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Hour, Pool: pool})
-			answers := make(chan string, 3)
-			for range cap(answers) {
-				go func() {
-					got, err := exchange(t, address, "hello")
-					answers <- got + errorText(err)
-				}()
-			}
-			eventually(t, "all of them wait", func() bool {
-				since, _ := old.outage.state()
-				return !since.IsZero() && old.client.Status()[0].Open == cap(answers)
-			})
-			right := &Tunnel{Key: "new", Listen: old.Listen, Remote: newEdge(t, ws(), tunneltest.Echo(t)).address, Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Hour, Pool: pool}
-			if err := old.client.Apply(t.Context(), []*Tunnel{right}); err != nil {
-				t.Fatal(err)
-			}
-			for range cap(answers) {
-				if got := <-answers; got != "hello" {
-					t.Errorf("got %q", got)
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // its queue takes connections
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { silent.Close() })
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody.Close()
+	for name, wrong := range map[string][]string{
+		"refuses":  {nobody.Addr().String()},
+		"silent":   {silent.Addr().String()},
+		"by turns": {nobody.Addr().String(), silent.Addr().String(), nobody.Addr().String(), silent.Addr().String(), nobody.Addr().String(), silent.Addr().String()},
+	} {
+		for _, pool := range []int{0, 1} {
+			t.Run(fmt.Sprintf("%s pool=%d", name, pool), func(t *testing.T) {
+				t.Parallel()
+				to := func(key, remote string) *Tunnel {
+					return &Tunnel{Key: key, Listen: []string{"127.0.0.1:0"}, Remote: remote, Dialer: new(tunnel.Dialer), Transport: ws(), Wait: time.Hour, Timeout: time.Hour, Pool: pool}
 				}
-			}
-		})
+				address, first := startClient(t, to("0", wrong[0]))
+				answers := make(chan string, 3)
+				for range cap(answers) {
+					go func() {
+						got, err := exchange(t, address, "hello")
+						answers <- got + errorText(err)
+					}()
+				}
+				eventually(t, "all of them wait", func() bool { return first.client.Status()[0].Open == cap(answers) })
+				for i, remote := range append(wrong[1:], newEdge(t, ws(), tunneltest.Echo(t)).address) {
+					if err := first.client.Apply(t.Context(), []*Tunnel{to(fmt.Sprint(i+1), remote)}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range cap(answers) {
+					if got := <-answers; got != "hello" {
+						t.Errorf("got %q", got)
+					}
+				}
+			})
+		}
 	}
 }

@@ -79,6 +79,14 @@ func (l *link) leaveTo(heir *link) {
 	}
 }
 
+// latest is the link that has come to the place of l, or of its heirs.
+func (l *link) latest() *link {
+	for heir := l.heir.Load(); heir != nil; heir = l.heir.Load() {
+		l = heir
+	}
+	return l
+}
+
 // serve carries one connection of a program, closes it, and then calls ended.
 func (l *link) serve(ctx, draining context.Context, local tunnel.Conn, ended func(error)) {
 	l.stats.began()
@@ -117,6 +125,9 @@ var errReplaced = errors.New("another tunnel has taken this one's place")
 // if programs wait.
 func (l *link) connect(ctx context.Context, deadline time.Time, said *said, target string) (*ready, error) {
 	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	defer context.AfterFunc(l.replaced, func() { leave(errReplaced) })()
 	if since, _ := l.outage.state(); since.IsZero() || l.Wait <= 0 {
 		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
 		if err == errNetworkChanged && l.Wait <= 0 {
@@ -126,10 +137,7 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 			return r, told(err)
 		}
 	}
-	ctx, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
 	defer said.hear(leave)()
-	defer context.AfterFunc(l.replaced, func() { leave(errReplaced) })()
 	for {
 		if err := l.outage.turn(ctx, deadline); err != nil {
 			return nil, told(err)

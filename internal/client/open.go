@@ -31,8 +31,9 @@ func (l *link) open(ctx context.Context, local tunnel.Conn, info *tunnel.Info) (
 	for tries := 1; ; tries++ {
 		if r == nil {
 			if r, err = l.connect(ctx, deadline, said, info.Target); errors.Is(err, errReplaced) {
-				l = l.heir.Load()
+				l = l.latest()
 				r = l.pool.take()
+				tries--
 				continue
 			}
 			if err != nil && ctx.Err() != nil {
