@@ -229,10 +229,11 @@ type suspect struct {
 func compare(suspects []suspect, see func(c net.Conn, path string, patience time.Duration) string) error {
 	var told error
 	looks := make([]map[string]bool, len(suspects))
-	for _, patience := range []time.Duration{30, 100, 100, 300, 300, 300, 1000, 1000} {
+	for _, patience := range []time.Duration{30, 100, 100, 300, 300, 300, 1000, 1000, 1000, 1000} {
 		seen := make([]string, len(suspects))
 		var all sync.WaitGroup
-		for n, s := range suspects {
+		for _, n := range rand.Perm(len(suspects)) { // whoever is asked last is often answered first
+			s := suspects[n]
 			all.Go(func() {
 				c, err := s.dial()
 				if err != nil {
