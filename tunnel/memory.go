@@ -132,7 +132,7 @@ func (m *memory) take(name string) (n rememberedName) {
 
 // put makes n the one used last, at the cost of the one that was not used for the longest time. Where nothing is known of n it does nothing.
 func (m *memory) put(n rememberedName) {
-	if len(n.addresses)+len(n.doubts) == 0 {
+	if len(n.addresses)+len(n.living)+len(n.doubts) == 0 {
 		return
 	}
 	m.names = slices.Insert(m.names, 0, n)

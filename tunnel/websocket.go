@@ -321,7 +321,7 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 
 // firstBytes waits for a visitor to speak, unless nothing new is to begin.
 func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte, error) {
-	begun, stop := info.UntilDraining(ctx)
+	begun, stop := info.WhileShakingHands(ctx)
 	defer stop()
 	wake := context.AfterFunc(begun, func() { c.SetDeadline(past) })
 	if info.limit == nil {

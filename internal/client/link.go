@@ -110,10 +110,10 @@ func (l *link) networkChanged(change netwatch.Change) {
 	l.Dialer.Forget()
 	l.knocker.Forget()
 	isOther := change.Routes || change.Slept > 0
-	if own, err := netwatch.Addresses(); isOther || err != nil {
+	if isOther {
 		l.pool.drop()
 	} else {
-		l.pool.dropFrom(own)
+		isOther = l.pool.dropMoved()
 	}
 	l.outage.retry(isOther, change.Lost)
 }
@@ -165,7 +165,7 @@ func told(err error) error {
 	return tunnel.Told{Err: err}
 }
 
-// attempt tries once to make a connection to the edge, for limit or Timeout, whichever is shorter.
+// attempt tries once to make a connection to the edge, for Timeout. Where nobody has taken the connection within limit, it is over.
 func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, target string) (r *ready, err error) {
 	err = l.outage.try(ctx, func(ctx context.Context) (err error) {
 		r, err = l.dial(ctx, limit, wait, target)
@@ -175,9 +175,9 @@ func (l *link) attempt(ctx context.Context, limit time.Duration, wait bool, targ
 }
 
 func (l *link) dial(parent context.Context, limit time.Duration, wait bool, target string) (*ready, error) {
-	ctx, cancel := context.WithTimeoutCause(parent, min(limit, l.timeout()), tunnel.ErrTimeout)
+	ctx, cancel := context.WithTimeoutCause(parent, l.timeout(), tunnel.ErrTimeout)
 	defer cancel()
-	bare, conn, err := l.shakeHands(ctx, parent, l.transport(wait, target))
+	bare, conn, err := l.shakeHands(ctx, parent, limit, l.transport(wait, target))
 	if err != nil {
 		return nil, err
 	}
@@ -196,13 +196,15 @@ func (l *link) dial(parent context.Context, limit time.Duration, wait bool, targ
 	return r, nil
 }
 
-// shakeHands makes a connection to the edge, and one of transport upon it. Where one of its addresses takes a connection, and then is not the
+// shakeHands makes a connection to the edge within limit, and one of transport upon it. Where one of its addresses takes a connection, and then is not the
 // edge, the others are tried; each once, because that is remembered. The end of parent, unlike that of ctx, is not the fault of any.
-func (l *link) shakeHands(ctx, parent context.Context, transport tunnel.Transport) (bare, conn tunnel.Conn, err error) {
+func (l *link) shakeHands(ctx, parent context.Context, limit time.Duration, transport tunnel.Transport) (bare, conn tunnel.Conn, err error) {
+	reaching, cancel := context.WithTimeoutCause(ctx, limit, tunnel.ErrTimeout)
+	defer cancel()
 	for {
-		bare, err = l.Dialer.Dial(ctx, l.Remote)
+		bare, err = l.Dialer.Dial(reaching, l.Remote)
 		if err != nil {
-			return nil, nil, tunnel.WithCause(ctx, err)
+			return nil, nil, tunnel.WithCause(reaching, err)
 		}
 		if conn, err = transport.Client(ctx, bare); err == nil {
 			l.Dialer.Trust(l.Remote, bare)

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"net/netip"
+	"net"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"raimon/internal/netwatch"
 	"raimon/tunnel"
 )
 
@@ -92,20 +93,22 @@ func (p *pool) drop() {
 	p.poke()
 }
 
-// dropFrom gives up the connections that are ready and come from an address that is not among own any more. An edge that
-// could not be reached is tried again.
-func (p *pool) dropFrom(own map[netip.Addr]bool) {
+// dropMoved gives up the connections that are ready and would be made from another address now: theirs is gone, or there is another
+// way to the edge, such as a VPN. It tells whether there were any. An edge that could not be reached is tried again.
+func (p *pool) dropMoved() (found bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.idle = slices.DeleteFunc(p.idle, func(r *ready) bool {
-		if !r.watched.hasMoved(own) {
+		if !r.hasMoved() {
 			return false
 		}
+		found = true
 		r.close()
 		return true
 	})
 	p.away = backoff{}
 	p.poke()
+	return found
 }
 
 // poke lets run look again.
@@ -304,6 +307,18 @@ func (r *ready) isAlive(ahead time.Duration) bool {
 	default:
 		return true
 	}
+}
+
+// hasMoved tells whether r would be made from another address now.
+func (r *ready) hasMoved() bool {
+	bottom := tunnel.Bottom(r.bare)
+	from, ok := bottom.LocalAddr().(*net.TCPAddr)
+	to, ok2 := bottom.RemoteAddr().(*net.TCPAddr)
+	if !ok || !ok2 {
+		return false
+	}
+	source, err := netwatch.Source(to.AddrPort().Addr().Unmap())
+	return err != nil || source != from.AddrPort().Addr().Unmap().WithZone("")
 }
 
 // close ends a connection on which nothing has been said.

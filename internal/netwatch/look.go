@@ -54,18 +54,26 @@ func portableAddresses() (map[netip.Addr]bool, error) {
 }
 
 // sourceFor is the network that packets to destination come from; the zero value if there is no way there.
-// To connect a UDP socket looks up the route and sends nothing.
 func sourceFor(destination netip.Addr) (netip.Prefix, error) {
+	source, err := Source(destination)
+	if err != nil || !source.IsValid() {
+		return netip.Prefix{}, err
+	}
+	return source.Prefix(min(source.BitLen(), 64))
+}
+
+// Source is the address that packets to destination come from; the zero value if there is no way there. An error
+// means that nothing could be learnt. To connect a UDP socket looks up the route and sends nothing.
+func Source(destination netip.Addr) (netip.Addr, error) {
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(destination, 53)))
 	for _, lack := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
-		if errors.Is(err, lack) { // of descriptors or memory: nothing has been learnt
-			return netip.Prefix{}, fmt.Errorf("route to %v: %w", destination, err)
+		if errors.Is(err, lack) { // of descriptors or memory
+			return netip.Addr{}, fmt.Errorf("route to %v: %w", destination, err)
 		}
 	}
 	if err != nil {
-		return netip.Prefix{}, nil
+		return netip.Addr{}, nil
 	}
 	defer c.Close()
-	source := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone("")
-	return source.Prefix(min(source.BitLen(), 64))
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone(""), nil
 }
