@@ -87,7 +87,7 @@ type door struct {
 }
 
 // Apply makes tunnels what the client does. Tunnels that it had already, with the same Key, are not touched; open
-// connections of others go on, and programs that wait for their edge go on with the tunnel that has their address now. Where an address cannot be listened on the error says why, and nothing has changed.
+// connections of others go on, and programs that wait for their edge go on with the tunnel that has the same name now, or the same address. Where an address cannot be listened on the error says why, and nothing has changed.
 // Before Run it only opens the listeners; connections wait in their queues.
 func (c *Client) Apply(ctx context.Context, tunnels []*Tunnel) error {
 	c.mu.Lock()
@@ -131,8 +131,13 @@ type plan struct {
 	owners map[string]*link // of doors
 }
 
-// heir is the link that gets an address of l; nil: none does.
+// heir is the link that has the name of l, or else one of its addresses; nil: none has.
 func (p *plan) heir(l *link) *link {
+	for _, heir := range p.links {
+		if heir.Name == l.Name {
+			return heir
+		}
+	}
 	for _, address := range l.Listen {
 		if heir := p.owners[address]; heir != nil {
 			return heir
@@ -369,7 +374,7 @@ func (c *Client) accept(d *door) {
 
 // networkChanged gives every link another chance.
 func (c *Client) networkChanged(change netwatch.Change) {
-	c.log().Debug("the network has changed", "addresses", change.Addresses, "lost", change.Lost, "routes", change.Routes, "slept", change.Slept.String())
+	c.log().Debug("the network has changed", "addresses", change.Addresses, "routes", change.Routes, "slept", change.Slept.String())
 	c.mu.Lock()
 	links := slices.Clone(c.links)
 	c.mu.Unlock()

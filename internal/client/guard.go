@@ -113,16 +113,20 @@ func (g *guard) watch(l *link, c tunnel.Conn, cut func(error)) *watched {
 }
 
 // rest says that nobody uses w, until rouse.
-func (g *guard) rest(w *watched) { g.setSpare(w, true) }
-
-// rouse says that w is about to be used.
-func (g *guard) rouse(w *watched) { g.setSpare(w, false) }
-
-func (g *guard) setSpare(w *watched, spare bool) {
+func (g *guard) rest(w *watched) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	w.spare = spare
-	g.poke() // the time of the next look may be another
+	w.spare = true
+}
+
+// rouse says that w is about to be used.
+func (g *guard) rouse(w *watched) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w.spare = false
+	if g.slow {
+		g.poke()
+	}
 }
 
 // entrust makes w the guard of a tunnel, which is cut at once if w has been found dead meanwhile.

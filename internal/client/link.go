@@ -115,7 +115,7 @@ func (l *link) networkChanged(change netwatch.Change) {
 	} else {
 		isOther = l.pool.dropMoved()
 	}
-	l.outage.retry(isOther, change.Lost)
+	l.outage.retry(isOther)
 }
 
 // errReplaced says that a program that waits has to go on with the heir of its link.

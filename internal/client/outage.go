@@ -37,7 +37,7 @@ type outage struct {
 	failed  int           // attempts
 	reached time.Time     // when an attempt last went well
 
-	cut     time.Time          // when attempts were last cut for an address that was lost
+	cut     time.Time          // when attempts were last ended because addresses had changed
 	network context.Context    // ends when the network changes, and what is tried over the old one with it; nil: not used yet
 	leave   context.CancelFunc // ends network
 }
@@ -171,12 +171,12 @@ func (o *outage) failure(err error) {
 	o.backoff.grow(firstPause, longestPause)
 }
 
-// retry lets an attempt begin at once, because the network has changed. Those that are under way are over if it is another
-// one, and where an address was lost, which may have been theirs. Addresses that come and go do not end them all the time.
-func (o *outage) retry(isOther, hasLost bool) {
+// retry lets an attempt begin at once, because the network has changed. Those that are under way are over, for they go the old way:
+// if it is only addresses that have changed, once in Timeout, since these may come and go all the time.
+func (o *outage) retry(isOther bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if hasLost && time.Since(o.cut) > o.link.timeout() {
+	if !isOther && time.Since(o.cut) > o.link.timeout() {
 		o.cut = time.Now()
 		isOther = true
 	}

@@ -22,8 +22,6 @@ const settleTime = 200 * time.Millisecond
 type Change struct {
 	// Addresses: the machine has got an address or lost one. Loopback and link-local ones do not count.
 	Addresses bool
-	// Lost: it has lost one, and perhaps got others. Addresses is set, too.
-	Lost bool
 
 	// Routes: packets for the internet leave another way, over IPv4 or IPv6: through another interface or
 	// gateway, through an interface that has lost its link or has it back, or there is no way any more, or

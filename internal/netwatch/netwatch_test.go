@@ -96,8 +96,8 @@ func TestSince(t *testing.T) {
 	}{
 		{"the same", snapshot{home.addresses, home.routes}, Change{}},
 		{"link-local addresses", snapshot{addresses("192.168.1.2", "2001:db8::2", "fe80::1", "169.254.0.1"), home.routes}, Change{}},
-		{"another address", snapshot{addresses("192.168.1.3", "2001:db8::2"), home.routes}, Change{Addresses: true, Lost: true}},
-		{"no address", snapshot{addresses(), home.routes}, Change{Addresses: true, Lost: true}},
+		{"another address", snapshot{addresses("192.168.1.3", "2001:db8::2"), home.routes}, Change{Addresses: true}},
+		{"no address", snapshot{addresses(), home.routes}, Change{Addresses: true}},
 		{"unknown addresses", snapshot{nil, home.routes}, Change{}},
 		{"another gateway", snapshot{home.addresses, [2]route{{device: 2, gateway: "cable"}}}, Change{Routes: true}},
 		{"no link", snapshot{home.addresses, [2]route{{device: 2, gateway: "router", down: true}}}, Change{Routes: true}},

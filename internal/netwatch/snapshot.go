@@ -27,15 +27,11 @@ var internet = [2]netip.Addr{netip.MustParseAddr("198.41.0.4"), netip.MustParseA
 
 // since is what has changed; what is unknown has not.
 func (s snapshot) since(before snapshot) Change {
-	change := Change{Routes: s.routes != before.routes}
-	if s.addresses == nil || before.addresses == nil {
-		return change
+	known := s.addresses != nil && before.addresses != nil
+	return Change{
+		Addresses: known && !maps.Equal(s.addresses, before.addresses),
+		Routes:    s.routes != before.routes,
 	}
-	change.Addresses = !maps.Equal(s.addresses, before.addresses)
-	for a := range before.addresses {
-		change.Lost = change.Lost || !s.addresses[a]
-	}
-	return change
 }
 
 // or takes from before what is unknown.
