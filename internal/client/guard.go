@@ -472,7 +472,7 @@ const silenceTime = time.Minute
 
 // isTold tells whether the log has said already that the network is to blame for what has ended with err.
 func (l *link) isTold(err error) bool {
-	byNetwork := errors.Is(err, ErrForgotten) || errors.Is(err, ErrMoved)
+	byNetwork := errors.Is(err, ErrForgotten) || errors.Is(err, ErrMoved) || errors.As(err, new(straggler))
 	switch tunnel.EndReason(err) {
 	case "timeout", "cut":
 		byNetwork = true
