@@ -130,13 +130,8 @@ type gate struct {
 	address string
 	gentle  bool // it makes an end of a reset, as web servers do
 	mu      sync.Mutex
-	held    [2]*hold // by direction; nil: it flows
-}
-
-// hold is what keeps one direction back.
-type hold struct {
-	over chan struct{}
-	lose bool // what was kept back, and the connections that it came on
+	held    [2]chan struct{} // by direction, closed when that is over; nil: it flows
+	lost    int              // how often all connections were
 }
 
 const (
@@ -147,6 +142,7 @@ const (
 func newGate(t testing.TB, edge string) *gate {
 	g := new(gate)
 	g.address = tunneltest.Serve(t, func(c *net.TCPConn) {
+		_, lost := g.state(toEdge)
 		d, err := net.Dial("tcp", edge)
 		if err != nil {
 			c.SetLinger(0)
@@ -154,29 +150,32 @@ func newGate(t testing.TB, edge string) *gate {
 		}
 		defer d.Close()
 		var both sync.WaitGroup
-		both.Go(func() { g.carry(toEdge, d.(*net.TCPConn), c) })
-		both.Go(func() { g.carry(fromEdge, c, d.(*net.TCPConn)) })
+		both.Go(func() { g.carry(toEdge, d.(*net.TCPConn), c, lost) })
+		both.Go(func() { g.carry(fromEdge, c, d.(*net.TCPConn), lost) })
 		both.Wait()
 	})
 	return g
 }
 
-func (g *gate) carry(direction int, to, from *net.TCPConn) {
+func (g *gate) state(direction int) (held chan struct{}, lost int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.held[direction], g.lost
+}
+
+func (g *gate) carry(direction int, to, from *net.TCPConn, lostBefore int) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
-		g.mu.Lock()
-		held := g.held[direction]
-		g.mu.Unlock()
-		if held != nil {
-			<-held.over
-			if held.lose {
-				to.SetLinger(0)
-				to.Close()
-				from.SetLinger(0)
-				from.Close()
-				return
-			}
+		if held, _ := g.state(direction); held != nil {
+			<-held
+		}
+		if _, lost := g.state(direction); lost > lostBefore {
+			to.SetLinger(0)
+			to.Close()
+			from.SetLinger(0)
+			from.Close()
+			return
 		}
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {
@@ -197,19 +196,22 @@ func (g *gate) carry(direction int, to, from *net.TCPConn) {
 	}
 }
 
-// hold keeps back what goes in direction, until it is released, or lost.
+// hold keeps back what goes in direction, until it is released; or lost, with all connections that there are, be it that the gate
+// has yet to read from them.
 func (g *gate) hold(direction int) (release, lose func()) {
-	h := &hold{over: make(chan struct{})}
+	held := make(chan struct{})
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.held[direction] = h
+	g.held[direction] = held
 	end := func(lose bool) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if g.held[direction] == h {
+		if g.held[direction] == held {
 			g.held[direction] = nil
-			h.lose = lose
-			close(h.over)
+			if lose {
+				g.lost++
+			}
+			close(held)
 		}
 	}
 	return func() { end(false) }, func() { end(true) }
