@@ -87,7 +87,8 @@ type door struct {
 }
 
 // Apply makes tunnels what the client does. Tunnels that it had already, with the same Key, are not touched; open
-// connections of others go on, and programs that wait for their edge go on with the tunnel that has the same name now, or the same address. Where an address cannot be listened on the error says why, and nothing has changed.
+// connections of others go on, and programs that wait for their edge go on with the tunnel that has the same name now,
+// or the same address. Where an address cannot be listened on the error says why, and nothing has changed.
 // Before Run it only opens the listeners; connections wait in their queues.
 func (c *Client) Apply(ctx context.Context, tunnels []*Tunnel) error {
 	c.mu.Lock()

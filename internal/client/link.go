@@ -27,16 +27,13 @@ type link struct {
 	mu   sync.Mutex
 	halt context.CancelFunc // ends what keeps the link; nil: it has not begun
 
-	heir     atomic.Pointer[link] // who carries what comes to its addresses now; nil: itself, or nobody
-	replaced context.Context      // ends when there is an heir
-	replace  context.CancelFunc   // ends replaced
+	heir atomic.Pointer[link] // who carries what comes to its addresses now; nil: itself, or nobody
 }
 
 func newLink(c *Client, t *Tunnel) *link {
 	l := &link{Tunnel: t, client: c}
 	l.outage.link = l
 	l.pool.init(l)
-	l.replaced, l.replace = context.WithCancel(context.Background())
 	l.knocker = t.Dialer.Clone()
 	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
@@ -75,7 +72,7 @@ func (l *link) stop() {
 func (l *link) leaveTo(heir *link) {
 	if heir != nil && heir.Chooses == l.Chooses {
 		l.heir.Store(heir)
-		l.replace()
+		l.outage.replace()
 	}
 }
 
@@ -104,8 +101,8 @@ func (l *link) opened(s *tunnel.Session) {
 	l.client.guard.entrust(s.Info().Route.(*watched), s)
 }
 
-// networkChanged gives up what belonged to the old network. An address that comes or goes elsewhere, of a container or a
-// VPN, is no other network to connections that have theirs.
+// networkChanged gives up what belonged to the old network. An address that comes or goes elsewhere, such as that of a container,
+// is no other network to connections that would be made from theirs again.
 func (l *link) networkChanged(change netwatch.Change) {
 	l.Dialer.Forget()
 	l.knocker.Forget()
@@ -118,16 +115,10 @@ func (l *link) networkChanged(change netwatch.Change) {
 	l.outage.retry(isOther)
 }
 
-// errReplaced says that a program that waits has to go on with the heir of its link.
-var errReplaced = errors.New("another tunnel has taken this one's place")
-
 // connect makes a connection to the edge for a program until the deadline. While the edge cannot be reached it tries again,
 // if programs wait.
 func (l *link) connect(ctx context.Context, deadline time.Time, said *said, target string) (*ready, error) {
 	wait := l.Pool > 0 && target == "" // with a target of its own it would take a round trip more
-	ctx, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
-	defer context.AfterFunc(l.replaced, func() { leave(errReplaced) })()
 	if since, _ := l.outage.state(); since.IsZero() || l.Wait <= 0 {
 		r, err := l.attempt(ctx, max(time.Until(deadline), lastAttempt), wait, target)
 		if err == errNetworkChanged && l.Wait <= 0 {
@@ -137,6 +128,8 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 			return r, told(err)
 		}
 	}
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
 	defer said.hear(leave)()
 	for {
 		if err := l.outage.turn(ctx, deadline); err != nil {
@@ -151,7 +144,7 @@ func (l *link) connect(ctx context.Context, deadline time.Time, said *said, targ
 
 // isSettled tells whether there is nothing to be tried again after an attempt that ended with err.
 func isSettled(ctx context.Context, err error, deadline time.Time) bool {
-	return err == nil || ctx.Err() != nil || isFinal(err) || isStarved(err) || !time.Now().Before(deadline)
+	return err == nil || err == errReplaced || ctx.Err() != nil || isFinal(err) || isStarved(err) || !time.Now().Before(deadline)
 }
 
 // lastAttempt is what an attempt gets that begins just before its deadline.

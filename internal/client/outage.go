@@ -37,13 +37,17 @@ type outage struct {
 	failed  int           // attempts
 	reached time.Time     // when an attempt last went well
 
-	cut     time.Time          // when attempts were last ended because addresses had changed
-	network context.Context    // ends when the network changes, and what is tried over the old one with it; nil: not used yet
-	leave   context.CancelFunc // ends network
+	cut      time.Time               // when attempts were last ended because addresses had changed
+	network  context.Context         // ends when the network changes, and what is tried over the old one with it; nil: not used yet
+	leave    context.CancelCauseFunc // ends network
+	replaced bool                    // nothing is tried any more: the link has an heir
 }
 
 // errNetworkChanged ends an attempt over a network that is no more: the system would try for seconds.
 var errNetworkChanged = errors.New("the network has changed")
+
+// errReplaced says that a program that waits has to go on with the heir of its link.
+var errReplaced = errors.New("another tunnel has taken this one's place")
 
 // turn returns nil when an attempt may begin; at once where the deadline has passed already. It fails when ctx ends,
 // or when deadline passes without the edge having come back.
@@ -52,6 +56,10 @@ func (o *outage) turn(ctx context.Context, deadline time.Time) error {
 		o.mu.Lock()
 		pause := time.Until(o.backoff.until)
 		late := !time.Now().Before(deadline)
+		if o.replaced {
+			o.mu.Unlock()
+			return errReplaced
+		}
 		if o.since.IsZero() || o.final || late || !o.trying && pause <= 0 {
 			o.trying = !o.since.IsZero()
 			o.mu.Unlock()
@@ -87,23 +95,27 @@ func (o *outage) over() error {
 	return tunnel.Told{Err: o.cause}
 }
 
-// try makes an attempt, which ends with errNetworkChanged when the network changes, and notes how it went.
+// try makes an attempt, which ends with errNetworkChanged when the network changes, or with errReplaced, and notes how it went.
 func (o *outage) try(ctx context.Context, attempt func(context.Context) error) error {
 	o.mu.Lock()
+	if o.replaced {
+		o.mu.Unlock()
+		return errReplaced
+	}
 	if o.network == nil {
-		o.network, o.leave = context.WithCancel(context.Background())
+		o.network, o.leave = context.WithCancelCause(context.Background())
 	}
 	network := o.network
 	o.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(network, func() { cancel(errNetworkChanged) })()
+	defer context.AfterFunc(network, func() { cancel(context.Cause(network)) })()
 	began := time.Now()
 	err := attempt(ctx)
 	if err != nil && ctx.Err() != nil {
 		o.giveUp() // the time limit of an attempt is the attempt's own
-		if context.Cause(ctx) == errNetworkChanged {
-			return errNetworkChanged
+		if cause := context.Cause(ctx); cause == errNetworkChanged || cause == errReplaced {
+			return cause
 		}
 		return err
 	}
@@ -181,10 +193,21 @@ func (o *outage) retry(isOther bool) {
 		isOther = true
 	}
 	if isOther && o.leave != nil {
-		o.leave()
+		o.leave(errNetworkChanged)
 		o.network, o.leave = nil, nil
 	}
 	o.backoff = backoff{}
+	o.broadcast()
+}
+
+// replace ends what is under way, and all who wait, with errReplaced.
+func (o *outage) replace() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.replaced = true
+	if o.leave != nil {
+		o.leave(errReplaced)
+	}
 	o.broadcast()
 }
 

@@ -311,9 +311,8 @@ func (r *ready) isAlive(ahead time.Duration) bool {
 
 // hasMoved tells whether r would be made from another address now.
 func (r *ready) hasMoved() bool {
-	bottom := tunnel.Bottom(r.bare)
-	from, ok := bottom.LocalAddr().(*net.TCPAddr)
-	to, ok2 := bottom.RemoteAddr().(*net.TCPAddr)
+	from, ok := r.watched.conn.LocalAddr().(*net.TCPAddr)
+	to, ok2 := r.watched.conn.RemoteAddr().(*net.TCPAddr)
 	if !ok || !ok2 {
 		return false
 	}
