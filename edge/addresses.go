@@ -80,6 +80,16 @@ func (s *addresses) settle(g *guest) bool {
 	return g.counted
 }
 
+// unsettle notes that g has nothing to ask for at present: another one may get its place, and cut is called then.
+func (s *addresses) unsettle(g *guest, cut func(), now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g.counted {
+		g.cut, g.since = cut, now
+		g.place = s.all[g.network].undecided.PushBack(g)
+	}
+}
+
 // leave gives the place of g back, if it has one.
 func (s *addresses) leave(g *guest) {
 	s.mu.Lock()

@@ -153,6 +153,13 @@ func (r *room) try(limits func() Limits) (changed chan struct{}, err error) {
 	return r.changed, nil
 }
 
+// isFull tells whether nobody else has room.
+func (r *room) isFull(l Limits) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return l.Connections > 0 && r.open >= l.Connections
+}
+
 // leave gives a place back.
 func (r *room) leave() {
 	r.mu.Lock()

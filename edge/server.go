@@ -332,9 +332,40 @@ func (s *Server) misfit(v *visit, err error) {
 
 // release lets go of what a tunnel has no use for once it is open, where nothing is counted.
 func (s *Server) release(session *tunnel.Session) {
-	if v := visitOf(session.Info()); v.uncounted && v.open == nil {
-		session.Info().Route = nil
+	if v := visitOf(session.Info()); v.uncounted && v.open == nil && (v.route == nil || v.route.Proxy == 0) {
+		session.Info().Route = &settled{v.entrance, choice{v.site, v.route, v.user}}
 	}
+}
+
+// settled is what is left of a visit that nobody counts, for the next tunnel on its connection.
+type settled struct {
+	entrance *entrance
+	choice
+}
+
+// again lets a connection wait for another tunnel when one has ended well. It gives way to new ones where there are too many.
+func (s *Server) again(ended, next *tunnel.Session) bool {
+	if s.room.isFull(s.current.Load().config.Limits) {
+		return false
+	}
+	v, ok := ended.Info().Route.(*visit)
+	if ok {
+		s.traffic.ended(v)
+		if v.open != nil {
+			v.open.give()
+		}
+		s.Metrics.ended(v, ended, nil)
+		v.live, v.open = nil, nil
+	} else {
+		left := ended.Info().Route.(*settled)
+		v = &visit{entrance: left.entrance, site: left.site, route: left.route, user: left.user, uncounted: true}
+	}
+	v.info, v.stage = next.Info(), inRequest
+	next.Info().Route = v
+	if !v.uncounted {
+		s.addresses.unsettle(&v.guest, next.StopWaiting, time.Now())
+	}
+	return true
 }
 
 // opened is told of each tunnel.

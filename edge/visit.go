@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pires/go-proxyproto"
 
 	"raimon/tunnel"
 )
@@ -58,7 +61,7 @@ func (s *Server) newSnapshot(c *Config) (*snapshot, error) {
 	for _, l := range c.Listeners {
 		e := &entrance{Listener: l, snapshot: now}
 		e.forwarder = &tunnel.Forwarder{
-			Accept: tunnel.Transport{e}, Dial: dial, Until: now.replaced, Opened: opened,
+			Accept: tunnel.Transport{e}, Dial: dial, Until: now.replaced, Opened: opened, Again: s.again,
 			Timeout: c.Timeout, Linger: c.Linger, Drain: c.Drain, Hint: s.Hint, Reason: reason, Log: s.Log, Level: c.Level,
 		}
 		now.entrances[l.Address] = e
@@ -200,12 +203,13 @@ type visit struct {
 	begin    time.Time   // of the TLS handshake
 	live     *liveTunnel // nil: no tunnel yet
 
-	site   *Site   // nil on a plain listener, where each request has its own
-	policy string  // what the client had to show in the handshake
-	route  *Route  // nil: no tunnel, or passed on untouched
-	user   string  // whose token or certificate opened the route
-	open   *places // nil: nobody counts
-	full   error   // why there was no place on the route of the last request
+	site   *Site            // nil on a plain listener, where each request has its own
+	policy string           // what the client had to show in the handshake
+	route  *Route           // nil: no tunnel, or passed on untouched
+	user   string           // whose token or certificate opened the route
+	open   *places          // nil: nobody counts
+	proxy  []proxyproto.TLV // of a PROXY header, for the next tunnel of the connection
+	full   error            // why there was no place on the route of the last request
 
 	uncounted bool // its address does not count it
 }
@@ -485,12 +489,15 @@ func (v *visit) reach(ctx context.Context) (tunnel.Conn, error) {
 		return reach(ctx, v.site.Pass)
 	}
 	if v.open == nil { // it has had no use for a place before
-		open := v.entrance.snapshot.server.openOn(v.site, v.route)
-		if _, err := open.enter(v.route.Limit, false); err != nil {
+		if !v.settle() {
+			return nil, fmt.Errorf("%w: %w", tunnel.ErrNotTaken, ErrPerAddress)
+		}
+		if err := v.take(ctx, false, func() (choice, error) { return choice{v.site, v.route, v.user}, nil }); errors.Is(err, ErrRouteFull) {
 			v.entrance.snapshot.server.refused(err)
 			return nil, &tunnel.TargetError{Reason: tunnel.ReasonBusy, Err: err}
+		} else if err != nil {
+			return nil, err
 		}
-		v.open = open
 	}
 	switch {
 	case v.info.Target == tunnel.TargetEcho:

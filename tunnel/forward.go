@@ -45,6 +45,12 @@ type Forwarder struct {
 	Until context.Context
 	// Opened is told of each tunnel when both of its ends are there. It must not block. Nil is not told.
 	Opened func(*Session)
+	// Again is told of each tunnel that has ended well and whose accepted connection may wait for another one, and tells whether it does.
+	// Next has the Route of ended; what Start was given for the end of a session is told of the last one. It must not block. Nil: it does.
+	Again func(ended, next *Session) bool
+	// Keep is given the dialed connection of each tunnel that has ended well, if its edge waits for Take again (WebSocket.Reuse): the bare
+	// one, and what is upon it. It tells whether it has taken it over; else it is closed. It must not block. Nil takes none.
+	Keep func(s *Session, bare, c Conn) bool
 	// Hint says what a user can do about an error of a tunnel, for the log. Nil says nothing.
 	Hint func(error) string
 	// Reason says in one word, for the log, why a connection that Accept has refused became no tunnel. Nil: EndReason does.
@@ -165,6 +171,9 @@ func (s *Session) Cut(err error) {
 	}
 }
 
+// StopWaiting ends the wait of a session for its tunnel. It is not to be called once that has begun.
+func (s *Session) StopWaiting() { s.accepted.SetReadDeadline(past) }
+
 // Begin is when the connection was accepted or, if it has waited, taken.
 func (s *Session) Begin() time.Time { return s.begin }
 
@@ -240,7 +249,7 @@ func (s *Session) connect(limited context.Context, cancel func(), accepted Conn)
 	if s.f.Opened != nil {
 		s.f.Opened(s)
 	}
-	s.relay.start(func() { s.close(s.relay.err) })
+	s.relay.start(s.over)
 }
 
 func (s *Session) close(err error) {
@@ -274,7 +283,7 @@ func (s *Session) handshakes(limited context.Context, accepted Conn) (a, dialed 
 		release(dialed)
 		return nil, nil, err
 	}
-	info.TLS, info.limit, info.draining = nil, nil, nil // have served their purpose, and are large
+	info.TLS, info.limit = nil, nil // have served their purpose, and are large
 	return a, dialed, nil
 }
 

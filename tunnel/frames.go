@@ -70,13 +70,14 @@ func (e *CloseError) Error() string {
 type frames struct {
 	Conn
 	client bool
-	// Agreed in the handshake: the edge waits to be told to dial; it says when its target is there; and it has not heard
-	// which target the client has chosen.
-	wait, open, unheard bool
-	chooses             bool // an edge: its clients may choose their target
+	// Agreed in the handshake: the edge waits to be told to dial; it says when its target is there; it waits again when the
+	// tunnel has ended well; and it has not heard which target the client has chosen.
+	wait, open, again, unheard bool
+	chooses                    bool // an edge: its clients may choose their target
 
-	mask Mask
-	peer peerKind
+	mask  Mask
+	peer  peerKind
+	since time.Time // the handshake
 
 	reading sync.Mutex
 	frameReader
@@ -98,9 +99,9 @@ func newFrames(c Conn, client bool, w *WebSocket, peer peerKind, pending []byte)
 			f.key = f.newKey()
 		}
 	}
-	now := time.Now().UnixNano()
-	f.lastRead.Store(now)
-	f.lastWrite.Store(now)
+	f.since = time.Now()
+	f.lastRead.Store(f.since.UnixNano())
+	f.lastWrite.Store(f.since.UnixNano())
 	return f
 }
 

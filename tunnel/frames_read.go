@@ -329,20 +329,26 @@ func (f *frames) linger() error {
 	if f.ended && f.readErr == io.EOF {
 		f.readErr = nil
 	}
-	for f.readErr == nil {
+	if f.again && f.client {
+		return f.hearWait()
+	}
+	for f.readErr == nil && !f.waiting.Load() {
 		b, err := f.readBufferBelow(probeSize)
-		if b != nil {
+		switch {
+		case b != nil && f.waiting.Load():
+			f.pending = append(bytes.Clone(b.bytes()), f.pending...) // belongs to the next tunnel
+		case b != nil:
 			f.parse(b.bytes())
-			b.free()
 		}
+		b.free()
 		if err != nil {
 			f.broke(err)
-			if f.readErr == nil {
+			if f.readErr == nil && !f.waiting.Load() {
 				return err
 			}
 		}
 	}
-	if f.closed.Load() && f.saidEnd.Load() {
+	if f.saidEnd.Load() && (f.closed.Load() || f.waiting.Load()) {
 		return nil
 	}
 	return f.readErr

@@ -23,6 +23,8 @@ type frameWriter struct {
 	deadline  atomic.Int64           // Unix nanoseconds; 0: none
 
 	saidEnd   atomic.Bool
+	waiting   atomic.Bool // the edge has said that it waits again
+	torn      bool        // a small frame has not got out whole
 	taken     atomic.Bool // the edge, which waited, was told to dial
 	saidClose atomic.Bool
 	written   atomic.Int64 // data frames
@@ -178,7 +180,13 @@ func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
 	if f.owed > 0 || len(f.unsent) > 0 {
 		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
 	}
-	_, err := f.Conn.Write(f.appendSmall(nil, op, body))
+	return f.writeWhole(f.appendSmall(nil, op, body))
+}
+
+// writeWhole writes small frames. The caller holds writing.
+func (f *frames) writeWhole(frames []byte) error {
+	n, err := f.Conn.Write(frames)
+	f.torn = f.torn || err != nil && n > 0
 	return err
 }
 
@@ -221,7 +229,7 @@ func (f *frames) CloseWrite() error {
 	return f.Conn.CloseWrite()
 }
 
-// closeLast says the end of our direction and Close in one write, where the end is a frame.
+// closeLast is CloseWrite and farewell in one write, where the end is a frame.
 func (f *frames) closeLast() error {
 	if f.peer != peerRaimon {
 		return f.CloseWrite()
@@ -238,11 +246,15 @@ func (f *frames) closeLast() error {
 		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
 	}
 	f.saidEnd.Store(true)
-	if f.saidClose.Swap(true) {
+	switch {
+	case f.again && f.client:
+		return f.writeSmall(ws.OpText, nil) // the edge says how it goes on
+	case f.mayWait():
+		return f.sayWait(f.appendSmall(nil, ws.OpText, nil))
+	case f.saidClose.Swap(true):
 		return f.writeSmall(ws.OpText, nil)
 	}
-	_, err := f.Conn.Write(f.appendSmall(f.appendSmall(nil, ws.OpText, nil), ws.OpClose, normalClosure))
-	return err
+	return f.writeWhole(f.appendSmall(f.appendSmall(nil, ws.OpText, nil), ws.OpClose, normalClosure))
 }
 
 // awaitQuiet waits until an unknown peer has had the time to pass on all that it was sent: at an end
@@ -263,15 +275,20 @@ func (f *frames) awaitQuiet() error {
 	return nil
 }
 
-// farewell says Close once both directions have ended. Its answer tells that all has arrived.
+// farewell says Close once both directions have ended. Its answer tells that all has arrived. Where the connection is to be used again,
+// the edge says in its place that it waits.
 func (f *frames) farewell() error {
 	if f.peer != peerRaimon {
 		return nil
 	}
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	if f.saidClose.Swap(true) {
+	switch {
+	case f.again && f.client, f.saidClose.Load(), f.waiting.Load():
 		return nil
+	case f.mayWait():
+		return f.sayWait(nil)
 	}
+	f.saidClose.Store(true)
 	return f.writeSmall(ws.OpClose, normalClosure)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -130,8 +131,11 @@ func (r *relay) end() {
 			silent()
 		}
 	}
-	release(r.a)
-	release(r.b)
+	for _, c := range []Conn{r.a, r.b} {
+		if f, ok := c.(*frames); !ok || r.err != nil || !f.goesOn() {
+			release(c)
+		}
+	}
 }
 
 // passOn tells the other end what d has ended with.
@@ -320,6 +324,7 @@ func (r *relay) cut(err error, by side) {
 
 // settle waits until the peers' kernels have everything, as long as they go on taking it: after
 // Close the system would give up on a slow reader within minutes, and a reset would drop the rest.
+// A connection that stays open for the next tunnel needs no such care.
 func (r *relay) settle() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -329,7 +334,8 @@ func (r *relay) settle() {
 	}
 	switch {
 	case r.err == nil:
-		awaitSent(r.ctx, r.linger, r.a, r.b)
+		ends := slices.DeleteFunc([]Conn{r.a, r.b}, waitsAgain)
+		awaitSent(r.ctx, r.linger, ends...)
 	case r.refused && r.ended > 0:
 		awaitSent(r.ctx, lastWords, r.a, r.b)
 	}

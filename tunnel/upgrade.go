@@ -15,6 +15,7 @@ type upgrade struct {
 	answer  string
 	peer    peerKind
 	waits   bool   // the client will say when it wants its target
+	again   bool   // and will use the connection for the next tunnel
 	target  string // that it has chosen; empty: none
 	pending []byte
 }
@@ -26,12 +27,16 @@ func newUpgrade(r *http.Request) *upgrade {
 		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
 	if up.peer == peerRaimon {
 		up.waits, up.target = AsksToWait(r), strings.Join(r.Header[targetHeader], ",")
+		up.again = hasToken(r.Header[featureHeader], featureAgain)
 		up.answer += featureHeader + ": " + featureEnd
 		switch {
 		case up.waits:
 			up.answer += ", " + featureWait
 		case up.target != "":
 			up.answer += ", " + featureOpen
+		}
+		if up.again {
+			up.answer += ", " + featureAgain
 		}
 		up.answer += "\r\n"
 	}

@@ -208,7 +208,7 @@ func (f *frames) Answer(err error) (Conn, error) {
 	}
 	switch {
 	case f.peer != peerRaimon:
-	case errors.Is(err, ErrDrained):
+	case errors.Is(err, ErrDrained), errors.Is(err, ErrNotTaken):
 		f.hangUp(ws.StatusGoingAway, "") // the target is not to blame: the next edge may reach it
 	default:
 		f.hangUp(statusBadGateway, Reason(err))

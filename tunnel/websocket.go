@@ -26,6 +26,8 @@ const (
 	featureWait = "wait"
 	// featureOpen accepts targetHeader, and that the edge says when its target is there.
 	featureOpen = "open"
+	// featureAgain offers and accepts that the edge waits for the next tunnel when one has ended well.
+	featureAgain = "again"
 	// targetHeader names the target that the client has chosen.
 	targetHeader = "Raimon-Target"
 
@@ -63,6 +65,8 @@ type WebSocket struct {
 	Header func(ctx context.Context) (http.Header, error)
 	// Wait asks the edge not to dial before Take says so; Waiting tells whether it has agreed.
 	Wait bool
+	// Reuse asks the edge to wait for Take again whenever a tunnel has ended well; Forwarder.Keep gets the connection then.
+	Reuse bool
 	// Target is where the client wants to go, host:port; empty is the edge's own target. AwaitOpen tells whether the edge has agreed.
 	// With Wait it is what Take means by an empty target.
 	Target string
@@ -115,7 +119,7 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	defer wake()
 	head := &headReader{Conn: c}
 	peer := peerUnknown
-	waits, opens := false, false
+	waits, opens, again := false, false, false
 	dialer := ws.Dialer{
 		Host: w.Host,
 		// All of the head is one write.
@@ -129,6 +133,7 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 				}
 				waits = waits || w.Wait && hasToken(tokens, featureWait)
 				opens = opens || w.Target != "" && hasToken(tokens, featureOpen)
+				again = again || w.Reuse && hasToken(tokens, featureAgain)
 			}
 			return nil
 		},
@@ -156,6 +161,7 @@ func (w *WebSocket) Client(ctx context.Context, c Conn) (Conn, error) {
 	f := newFrames(c, true, w, peer, rest)
 	f.wait = waits && peer == peerRaimon
 	f.open = f.wait || opens && peer == peerRaimon
+	f.again = again && peer == peerRaimon
 	f.unheard = w.Target != "" && !f.open
 	return f, nil
 }
@@ -165,6 +171,9 @@ func (w *WebSocket) header(ctx context.Context) (string, error) {
 	header := featureHeader + ": " + featureEnd
 	if w.Wait {
 		header += ", " + featureWait
+	}
+	if w.Reuse {
+		header += ", " + featureAgain
 	}
 	header += "\r\n"
 	if w.Target != "" {
@@ -310,7 +319,7 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 		info.Path = w.Path
 	}
 	f := newFrames(c, false, w, up.peer, up.pending)
-	f.wait, f.open, f.chooses = up.waits, up.waits || up.target != "", w.Targets
+	f.wait, f.open, f.again, f.chooses = up.waits, up.waits || up.target != "", up.again, w.Targets
 	if up.target != "" && !IsTarget(up.target) {
 		f.violation(fmt.Errorf("target %.40q: %w", up.target, errTargetForm))
 		return nil, f.readErr

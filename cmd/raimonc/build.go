@@ -25,7 +25,7 @@ func newTunnel(ctx context.Context, name string, job *command.Job) (*client.Tunn
 		return nil, err
 	}
 	t := &client.Tunnel{
-		Name: name, Key: key, Listen: job.Listen, Remote: job.Remote, Pool: o.Pool, Wait: o.Wait, Timeout: o.Timeout, Linger: o.Linger, Drain: o.Drain,
+		Name: name, Key: key, Listen: job.Listen, Remote: job.Remote, Pool: o.Pool, Reuse: o.Reuse, Wait: o.Wait, Timeout: o.Timeout, Linger: o.Linger, Drain: o.Drain,
 	}
 	if t.Drain == 0 {
 		t.Drain = -1
@@ -100,7 +100,7 @@ func transport(job *command.Job) (tunnel.Transport, error) {
 		if err != nil {
 			return nil, err
 		}
-		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Token: token, Header: header, Mask: masks[o.Mask], Ping: o.Ping})
+		t = append(t, &tunnel.WebSocket{Host: o.Host, Path: o.Path, Token: token, Header: header, Mask: masks[o.Mask], Ping: o.Ping, Reuse: o.Reuse > 0})
 	}
 	return t, nil
 }

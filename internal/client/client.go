@@ -44,6 +44,9 @@ type Tunnel struct {
 	Transport tunnel.Transport
 	// Pool is how many connections to the edge are kept ready.
 	Pool int
+	// Reuse is how long a connection to the edge is kept when its tunnel has ended, for the next one; zero: not at all. It
+	// takes a Transport that has agreed on it with the edge (tunnel.WebSocket).
+	Reuse time.Duration
 	// Wait is how long a connection waits for an edge that cannot be reached; zero: not at all.
 	Wait time.Duration
 	// Timeout limits one attempt to reach the edge; see tunnel.Forwarder for it, and for Linger and Drain.

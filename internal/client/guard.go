@@ -119,6 +119,16 @@ func (g *guard) rest(w *watched) {
 	w.spare = true
 }
 
+// retire says that the tunnel of w has ended and that nobody uses the connection until rouse. It calls cut when that is dead.
+func (g *guard) retire(w *watched, cut func(error)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w.session, w.opening, w.spare = nil, cut, true
+	if w.dead != nil {
+		cut(w.dead)
+	}
+}
+
 // rouse says that w is about to be used.
 func (g *guard) rouse(w *watched) {
 	g.mu.Lock()

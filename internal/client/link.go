@@ -37,7 +37,7 @@ func newLink(c *Client, t *Tunnel) *link {
 	l.knocker = t.Dialer.Clone()
 	l.knocker.FastOpen = false // with it a connection is there before anybody has answered
 	l.forwarder = &tunnel.Forwarder{
-		Accept: t.Accept, Open: l.open, Opened: l.opened,
+		Accept: t.Accept, Open: l.open, Opened: l.opened, Keep: l.pool.keep,
 		Timeout: t.Timeout, Linger: t.Linger, Drain: t.Drain, Hint: c.Hint, Quiet: l.isTold, Log: l.log(), Level: slog.LevelDebug,
 	}
 	if c.Quiet {
@@ -54,7 +54,7 @@ func (l *link) start(ctx context.Context) {
 		return
 	}
 	ctx, l.halt = context.WithCancel(ctx)
-	if l.Pool > 0 {
+	if l.Pool > 0 || l.Reuse > 0 {
 		l.client.serving.Go(func() { l.pool.run(ctx) })
 	}
 }

@@ -28,6 +28,9 @@ const (
 	atOnce = 4
 	// poolPause is how long an edge that cannot be reached is left alone at most, where nobody waits for it.
 	poolPause = 30 * time.Second
+	// maxKept is how many connections wait at most whose tunnels have ended. More come about only where as many programs were
+	// served at once.
+	maxKept = 16
 	// youth is the age, of a connection that nobody has used, at which its end is no sign that the next will end at once.
 	youth = 5 * time.Second
 )
@@ -39,9 +42,11 @@ type pool struct {
 	kept sync.WaitGroup // goroutines that watch connections
 
 	mu    sync.Mutex
-	idle  []*ready // the oldest first
-	away  backoff  // while the edge cannot be reached
-	tired backoff  // after a connection that has died young
+	runs  bool      // run looks after idle
+	next  time.Time // when it looks again by itself
+	idle  []*ready  // the oldest first
+	away  backoff   // while the edge cannot be reached
+	tired backoff   // after a connection that has died young
 }
 
 func (p *pool) init(l *link) {
@@ -56,7 +61,9 @@ func (p *pool) take() *ready {
 		last := len(p.idle) - 1
 		r := p.idle[last]
 		p.idle = p.idle[:last]
-		p.poke()
+		if p.link.Pool > 0 {
+			p.poke()
+		}
 		if r.isAlive(0) {
 			r.guard.rouse(r.watched)
 			return r
@@ -73,6 +80,25 @@ func (p *pool) bury(r *ready) {
 	if time.Since(r.born) < youth {
 		p.tired.grow(firstPause, poolPause)
 	}
+}
+
+// keep takes the connection of a tunnel that has ended well, if its edge waits for the next one, and tells whether it has.
+func (p *pool) keep(s *tunnel.Session, bare, conn tunnel.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.runs || len(p.idle) >= max(maxKept, p.link.Pool) {
+		return false
+	}
+	r := &ready{bare: bare, conn: conn, waits: true, guard: &p.link.client.guard, watched: s.Info().Route.(*watched)}
+	r.until = time.Now().Round(0).Add(p.link.Reuse)
+	s.Info().Route = nil // the guard goes on
+	r.guard.retire(r.watched, r.declareDead)
+	r.keep(p)
+	p.idle = append(p.idle, r)
+	if r.until.Before(p.next) {
+		p.poke()
+	}
+	return true
 }
 
 // size is how many connections are ready.
@@ -123,6 +149,8 @@ func (p *pool) poke() {
 func (p *pool) run(ctx context.Context) {
 	defer p.kept.Wait()
 	defer p.drop()
+	p.setRuns(true)
+	defer p.setRuns(false)
 	for ctx.Err() == nil {
 		since, changed := p.link.outage.watch()
 		missing, next := p.look(since.IsZero())
@@ -141,6 +169,12 @@ func (p *pool) run(ctx context.Context) {
 	}
 }
 
+func (p *pool) setRuns(runs bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.runs = runs
+}
+
 // leaveAlone sets the pause after an edge could not be reached, or could.
 func (p *pool) leaveAlone(failed bool) {
 	p.mu.Lock()
@@ -156,6 +190,7 @@ func (p *pool) leaveAlone(failed bool) {
 func (p *pool) look(reached bool) (missing int, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	defer func() { p.next = next }()
 	p.idle = slices.DeleteFunc(p.idle, func(r *ready) bool {
 		if r.isAlive(0) {
 			return false
@@ -221,6 +256,7 @@ func (p *pool) add(ctx context.Context) bool {
 	if err != nil {
 		return err == errNetworkChanged
 	}
+	r.guard.rest(r.watched)
 	r.keep(p)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -236,8 +272,8 @@ func (p *pool) add(ctx context.Context) bool {
 type ready struct {
 	bare    tunnel.Conn // below conn
 	conn    tunnel.Conn
-	waits   bool // its edge dials the target only when told to
-	born    time.Time
+	waits   bool      // its edge dials the target only when told to
+	born    time.Time // zero: it has been used before
 	until   time.Time // by the wall clock, which goes on while the machine sleeps
 	guard   *guard
 	watched *watched // by guard
@@ -265,15 +301,16 @@ func newReady(l *link, bare, conn tunnel.Conn) *ready {
 // keep watches r, for p, until it is claimed or dies.
 func (r *ready) keep(p *pool) {
 	r.done = make(chan struct{})
-	r.guard.rest(r.watched)
 	p.kept.Go(func() {
-		defer p.poke()
-		defer close(r.done)
 		if r.waits {
 			r.err = tunnel.AwaitOpen(r.conn)
-			return
+		} else {
+			r.hear()
 		}
-		r.hear()
+		close(r.done)
+		if r.err != nil {
+			p.poke()
+		}
 	})
 }
 

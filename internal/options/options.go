@@ -81,6 +81,7 @@ type Options struct {
 	Socks     bool          // client: programs choose their target, in SOCKS5 or HTTP; only with WS
 	SocksAuth string        // client: user:password, or "file:" or "command:" as in Token; empty: programs are not asked
 	Pool      int           // client: connections kept ready
+	Reuse     time.Duration // client: for the next program, of a connection whose tunnel has ended; zero: not at all
 	Wait      time.Duration // client: for an edge that cannot be reached; zero: not at all
 
 	Proxy      string          // client: http, https, socks5 or socks5h URL; "off": ignore the environment; empty: follow it
@@ -163,7 +164,7 @@ func defaults(side Side) *Options {
 		Ping:    defaultPing,
 	}
 	if side == Client {
-		o.Mask, o.Wait = "skip", defaultWait
+		o.Mask, o.Reuse, o.Wait = "skip", defaultReuse, defaultWait
 	}
 	return o
 }
@@ -249,8 +250,10 @@ func (o *Options) checkNeeds(side Side, given map[string]bool) error {
 
 func (o *Options) checkWebSocket(side Side, given map[string]bool) error {
 	if !o.WS {
-		if given["ping"] {
-			o.warn(`option "ping" has no effect without ws`)
+		for _, key := range []string{"ping", "reuse"} {
+			if given[key] {
+				o.warn("option %q has no effect without ws", key)
+			}
 		}
 		if given["server"] {
 			o.warn(`option "server": v2ray-plugin means mode=websocket unless told otherwise, here it has to be written`)

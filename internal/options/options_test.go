@@ -163,6 +163,8 @@ var parseTests = []struct {
 	{Server, "drain=off", func(o *Options) { o.Drain = 0 }, nil},
 	{Server, "linger=off", func(o *Options) { o.Linger = Off }, nil},
 	{Server, "linger=0s", func(o *Options) { o.Linger = Off }, nil},
+	{Client, "reuse=5", func(o *Options) { o.Reuse = 5 * time.Second }, []string{`"reuse" has no effect without ws`}},
+	{Client, "ws;host=example.com;path=/ws;reuse=off", func(o *Options) { ws(o); o.Reuse = 0 }, nil},
 	{Server, "ws;host=example.com;path=/ws;ping=off", func(o *Options) { ws(o); o.Ping = Off }, nil},
 	{Server, "ws;host=example.com;path=/ws;ping=0", func(o *Options) { ws(o); o.Ping = Off }, nil},
 	{Client, "fastOpen;fwmark=255;loglevel=DEBUG;mux=0;__android_vpn", func(o *Options) {
@@ -192,7 +194,7 @@ func TestParse(t *testing.T) {
 		t.Run(test.side.String()+" "+test.s, func(t *testing.T) {
 			want := &Options{Timeout: 10 * time.Second, Drain: 10 * time.Second, Linger: time.Minute, Ping: 30 * time.Second}
 			if test.side == Client {
-				want.Mask, want.Wait = "skip", 15*time.Second
+				want.Mask, want.Reuse, want.Wait = "skip", 30*time.Second, 15*time.Second
 			}
 			if test.want != nil {
 				test.want(want)

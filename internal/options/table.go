@@ -11,6 +11,7 @@ const (
 	defaultLinger  = 60 * time.Second
 	defaultPing    = 30 * time.Second
 	defaultWait    = 15 * time.Second
+	defaultReuse   = 30 * time.Second
 	maxPool        = 64
 )
 
@@ -313,6 +314,13 @@ var table = []option{
 			"raimons with ws they reach the target at once, which then has to bear with silence",
 		standard: "0",
 		set:      func(o *Options, v string) error { return setCount(&o.Pool, v, maxPool) },
+	},
+	{
+		key: "reuse", arg: "<time>", sides: client, group: "Local programs",
+		help: "how long a connection to the edge is kept for the next program when the one before has ended, which saves all handshakes; " +
+			"between raimons with ws; off ends it at once",
+		standard: seconds(defaultReuse),
+		set:      func(o *Options, v string) error { return setTime(&o.Reuse, v, 0) },
 	},
 	{
 		key: "wait", arg: "<time>", sides: client, group: "Local programs",

@@ -1,0 +1,111 @@
+package tunnel
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/gobwas/ws"
+)
+
+// This file is how one connection carries several tunnels, one after the other. Where client and edge have agreed on it
+// (featureAgain), the edge says in place of Close that it waits, and then does so as if it had been asked to in the handshake.
+
+const (
+	wordWait = "wait"
+	// maxAge is how old a connection may become that waits once more. Who may use it was last asked in its handshake.
+	maxAge = 5 * time.Minute
+)
+
+// mayWait tells whether the edge waits for another tunnel when this one has ended well.
+func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxAge }
+
+// sayWait says, behind before, that the edge waits for the next tunnel, and wakes who lingers. The caller holds writing.
+func (f *frames) sayWait(before []byte) error {
+	f.waiting.Store(true) // the client may answer at once
+	err := f.writeWhole(f.appendSmall(before, ws.OpText, []byte(wordWait)))
+	f.torn = f.torn || err != nil
+	f.Conn.SetReadDeadline(past)
+	return err
+}
+
+// hearWait is linger of a client that wants to use the connection again: it returns nil when the edge says that it waits, or Close.
+// The caller holds reading.
+func (f *frames) hearWait() error {
+	f.ended = false // what comes is no data of the tunnel
+	word, err := f.readWord()
+	switch {
+	case err == nil && word == wordWait && f.saidEnd.Load():
+		f.waiting.Store(true)
+		return nil
+	case err == nil:
+		f.violation(fmt.Errorf("%.20q behind the end of the stream", word))
+	case f.readErr == nil:
+		return err
+	}
+	if f.closed.Load() && f.saidEnd.Load() {
+		return nil
+	}
+	return f.readErr
+}
+
+// waitsAgain tells whether the edge has said that it waits for the next tunnel on c.
+func waitsAgain(c Conn) bool {
+	f, ok := c.(*frames)
+	return ok && f.waiting.Load()
+}
+
+// goesOn tells whether f, whose relay has ended well, can carry the next tunnel.
+func (f *frames) goesOn() bool {
+	f.reading.Lock()
+	defer f.reading.Unlock()
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	return f.waiting.Load() && f.readErr == nil && !f.closed.Load() && !f.saidClose.Load() &&
+		!f.torn && f.owed == 0 && len(f.unsent) == 0
+}
+
+// renew makes f what it is after a handshake with an edge that waits. Nobody reads or writes.
+func (f *frames) renew() {
+	f.SetDeadline(time.Time{})
+	f.wait, f.open = true, true
+	f.ended, f.isOpen, f.text, f.nonEmpty, f.floodHead = false, false, false, false, 0
+	f.saidEnd.Store(false)
+	f.waiting.Store(false)
+	f.taken.Store(false)
+	f.mu.Lock()
+	f.stopped = false
+	f.mu.Unlock()
+}
+
+// over is the end of a tunnel. Its connection to the edge may serve the next one: on the edge it then waits for that, and a client gives
+// it to Keep.
+func (s *Session) over() {
+	if s.relay.err == nil && s.ctx.Err() == nil {
+		if f, ok := s.relay.a.(*frames); ok && f.goesOn() {
+			s.goOn(f)
+			return
+		}
+		if f, ok := s.relay.b.(*frames); ok && s.f.Keep != nil && f.goesOn() {
+			f.renew()
+			if s.f.Keep(s, s.dialed, f) {
+				s.dialed = nil
+			}
+		}
+	}
+	s.close(s.relay.err)
+}
+
+// goOn waits for the next tunnel on the connection of s, which has ended well.
+func (s *Session) goOn(f *frames) {
+	f.renew()
+	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), ended: s.ended}
+	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, draining: s.info.draining}
+	if s.f.Again != nil && !s.f.Again(s, next) {
+		f.hangUp(ws.StatusGoingAway, "")
+		s.close(nil)
+		return
+	}
+	s.tell(nil)
+	s.dialed.Close()
+	go next.wait(f)
+}
