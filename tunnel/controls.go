@@ -108,7 +108,11 @@ func (f *frames) keepAlive() (stop func()) {
 		f.mu.Lock()
 		f.stopped = true
 		f.mu.Unlock()
-		f.Conn.SetWriteDeadline(past)
+		patience := past
+		if f.waiting.Load() {
+			patience = time.Now().Add(time.Second) // what is owed is owed to a connection that goes on
+		}
+		f.Conn.SetWriteDeadline(patience)
 		f.busy.Wait()
 	}
 }
