@@ -178,6 +178,8 @@ func (f *frames) awaitDial(ends ...context.Context) (target string, err error) {
 		return "", ErrNotTaken
 	}
 	if err != nil {
+		f.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+		f.busy.Wait() // a Close is answered
 		return "", fmt.Errorf("%w: %w", ErrNotTaken, err)
 	}
 	f.Conn.SetReadDeadline(time.Time{})
