@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -37,7 +38,7 @@ func (f *frames) hearWait() error {
 	case err == nil && word == wordWait && f.saidEnd.Load():
 		f.waiting.Store(true)
 		return nil
-	case err == nil:
+	case err == nil, err == io.EOF: // another end
 		f.violation(fmt.Errorf("%.20q behind the end of the stream", word))
 	case f.readErr == nil:
 		return err
