@@ -127,11 +127,18 @@ func (h hand) hearEnd() {
 	}
 }
 
-// hearCut wants that the stream stops without an end of its own.
-func (h hand) hearCut() {
+// hearCut wants that the stream stops behind frames, and perhaps the answer to a Close.
+func (h hand) hearCut(frames ...ws.Frame) {
 	h.t.Helper()
-	if _, err := tunneltest.ReadFrame(h); err == nil {
-		h.t.Error("the connection goes on")
+	h.hear(frames...)
+	for {
+		got, err := tunneltest.ReadFrame(h)
+		if err != nil {
+			return
+		}
+		if got.Header.OpCode != ws.OpClose {
+			h.t.Errorf("got %v %q, want the end", got.Header.OpCode, got.Payload)
+		}
 	}
 }
 
@@ -351,5 +358,208 @@ func TestDialBehindWait(t *testing.T) {
 			}
 			client.Close()
 		})
+	}
+}
+
+func TestCloseAtEachState(t *testing.T) {
+	for _, tr := range bothKinds(t) {
+		for name, tt := range map[string]struct {
+			play func(h hand, target *net.TCPConn, targets chan *net.TCPConn)
+			end  func(error) bool
+		}{
+			"in a tunnel": {func(h hand, target *net.TCPConn, _ chan *net.TCPConn) {
+				h.say(data("half a"), closeFrame)
+				mustReadTo(t, target, "half a", tunnel.IsReset)
+				h.hearCut()
+			}, isClosed},
+			"behind the client's end": {func(h hand, target *net.TCPConn, _ chan *net.TCPConn) {
+				h.say(data("all"), endFrame)
+				mustReadTo(t, target, "all", nil)
+				h.say(closeFrame)
+				h.hearCut()
+			}, isClosed},
+			"behind the target's end": {func(h hand, target *net.TCPConn, _ chan *net.TCPConn) {
+				answerAndEnd(t, target, "all")
+				h.hear(data("all"), endFrame)
+				h.say(data("half a"), closeFrame)
+				mustReadTo(t, target, "half a", tunnel.IsReset)
+				h.hearCut()
+			}, isClosed},
+			// As without the next tunnel: the edge has not read the Close when it says that it waits.
+			"with the last end": {func(h hand, target *net.TCPConn, _ chan *net.TCPConn) {
+				answerAndEnd(t, target, "all")
+				h.hear(data("all"), endFrame)
+				h.say(data("too"), endFrame, closeFrame)
+				mustReadTo(t, target, "too", nil)
+				h.hear(word("wait"), closeFrame)
+				h.hearEnd()
+			}, isNotTaken},
+			"while it waits": {func(h hand, target *net.TCPConn, targets chan *net.TCPConn) {
+				h.say(endFrame)
+				answerAndEnd(t, target, "")
+				h.hear(endFrame, word("wait"))
+				h.goesOn(targets)
+				h.say(closeFrame)
+				h.hear(closeFrame)
+				h.hearEnd()
+			}, isNotTaken},
+			"behind dial": {func(h hand, target *net.TCPConn, targets chan *net.TCPConn) {
+				h.say(endFrame)
+				answerAndEnd(t, target, "")
+				h.hear(endFrame, word("wait"))
+				h.say(word("dial"), closeFrame)
+				mustReadTo(t, <-targets, "", tunnel.IsReset)
+				h.hearCut(word("open"))
+			}, isClosed},
+			"in the second tunnel": {func(h hand, target *net.TCPConn, targets chan *net.TCPConn) {
+				h.say(endFrame)
+				answerAndEnd(t, target, "")
+				h.hear(endFrame, word("wait"))
+				h.say(word("dial"), data("half a"))
+				h.hear(word("open"))
+				h.say(closeFrame)
+				mustReadTo(t, <-targets, "half a", tunnel.IsReset)
+				h.hearCut()
+			}, isClosed},
+		} {
+			t.Run(tr.Name+"/"+name, func(t *testing.T) {
+				tunneltest.NoLeaks(t)
+				h, target, targets, edge := reused(t, tr, new(tunnel.Forwarder))
+				tt.play(h, target, targets)
+				if err := edge.mustEnd(t); !tt.end(err) {
+					t.Errorf("ends with %v", err)
+				}
+			})
+		}
+	}
+}
+
+func isNotTaken(err error) bool { return errors.Is(err, tunnel.ErrNotTaken) }
+
+func isClosed(err error) bool {
+	var closed *tunnel.CloseError
+	return errors.As(err, &closed) && closed.Code == 1000
+}
+
+// What a client may not say ends its connection, and cuts its tunnel; one that has ended well before, and those of others, are not touched.
+func TestViolationsAroundWait(t *testing.T) {
+	ends := func(t *testing.T, h hand, target *net.TCPConn) {
+		h.say(data("all"), endFrame)
+		mustReadTo(t, target, "all", nil)
+		answerAndEnd(t, target, "too")
+		h.hear(data("too"), endFrame, word("wait"))
+	}
+	halfCloses := func(t *testing.T, h hand, target *net.TCPConn) {
+		h.say(data("all"), endFrame)
+		mustReadTo(t, target, "all", nil)
+	}
+	for _, tr := range bothKinds(t) {
+		for name, tt := range map[string]struct {
+			before func(t *testing.T, h hand, target *net.TCPConn)
+			say    []ws.Frame
+			waited bool
+		}{
+			"data before dial":        {ends, []ws.Frame{data("x")}, true},
+			"another word":            {ends, []ws.Frame{word("wait")}, true},
+			"open":                    {ends, []ws.Frame{word("open")}, true},
+			"no target":               {ends, []ws.Frame{word("dial "), data("x")}, true},
+			"a fragment":              {ends, []ws.Frame{ws.NewFrame(ws.OpText, false, []byte("di"))}, true},
+			"a continuation":          {ends, []ws.Frame{ws.NewFrame(ws.OpContinuation, true, []byte("dial"))}, true},
+			"a word that is too long": {ends, []ws.Frame{word(strings.Repeat("x", 301))}, true},
+			"dial in the tunnel":      {halfCloses, []ws.Frame{word("dial")}, false},
+			"data behind the end":     {halfCloses, []ws.Frame{data("x")}, false},
+			"another end":             {halfCloses, []ws.Frame{endFrame}, false},
+		} {
+			t.Run(tr.Name+"/"+name, func(t *testing.T) {
+				tunneltest.NoLeaks(t)
+				h, target, targets, edge := reused(t, tr, new(tunnel.Forwarder))
+				other := byHand(t, tr, edge.address, "end, again")
+				otherTarget := <-targets
+				other.say(data("one and "))
+
+				tt.before(t, h, target)
+				h.say(tt.say...)
+				h.hearClose(ws.StatusProtocolError)
+
+				err := edge.mustEnd(t)
+				if err == nil || isNotTaken(err) != tt.waited {
+					t.Errorf("ends with %v", err)
+				}
+				if !tt.waited {
+					if _, err := target.Write([]byte("x")); err == nil {
+						_, err = target.Read(make([]byte, 1))
+						if !tunnel.IsReset(err) {
+							t.Errorf("the target sees %v", err)
+						}
+					}
+				}
+				other.say(data("two"), endFrame)
+				mustReadTo(t, otherTarget, "one and two", nil)
+				answerAndEnd(t, otherTarget, "three")
+				other.hear(data("three"), endFrame, word("wait"))
+				other.goesOn(targets)
+			})
+		}
+	}
+}
+
+// What an edge may not say to a client that wants to use the connection again.
+func TestViolationsOfAnEdge(t *testing.T) {
+	frame := func(f ws.Frame) []byte { return ws.MustCompileFrame(f) }
+	for name, tt := range map[string]struct {
+		say       []byte
+		halfClose bool // the client's direction has not ended
+	}{
+		"another word":    {frame(word("open")), false},
+		"data":            {frame(data("x")), false},
+		"another end":     {frame(endFrame), false},
+		"a masked frame":  {wire(word("wait")), false},
+		"wait too early":  {frame(word("wait")), true},
+		"data too early":  {frame(data("x")), true},
+		"another end too": {frame(endFrame), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tunneltest.NoLeaks(t)
+			edge := make(chan *net.TCPConn, 1)
+			w := &tunnel.WebSocket{Host: "localhost", Path: "/ws", Reuse: true}
+			address := tunneltest.Serve(t, func(c *net.TCPConn) {
+				if _, err := w.Server(t.Context(), c, new(tunnel.Info)); err != nil {
+					t.Error(err)
+				}
+				edge <- c
+				<-t.Context().Done()
+			})
+			r := newRow(tunnel.Transport{w}, address)
+			r.Keep = func(*tunnel.Session, tunnel.Conn, tunnel.Conn) bool {
+				t.Error("the connection is used again")
+				return false
+			}
+			err := r.carry(t, func(app tunnel.Conn) error {
+				h := hand{t, <-edge}
+				h.SetDeadline(time.Now().Add(20 * time.Second))
+				if !tt.halfClose {
+					app.CloseWrite()
+					h.hearMasked(endFrame)
+				}
+				h.Write(append(frame(endFrame), tt.say...))
+				h.hearMasked(ws.NewCloseFrame(ws.NewCloseFrameBody(ws.StatusProtocolError, "")))
+				return nil
+			})
+			if (err != nil) != tt.halfClose { // once both directions have ended everything has arrived
+				t.Errorf("ends with %v", err)
+			}
+		})
+	}
+}
+
+// hearMasked is hear of an edge.
+func (h hand) hearMasked(want ws.Frame) {
+	h.t.Helper()
+	got, err := tunneltest.ReadFrame(h)
+	if err != nil {
+		h.t.Fatalf("%v in place of %v %q", err, want.Header.OpCode, want.Payload)
+	}
+	if got = ws.UnmaskFrame(got); got.Header.OpCode != want.Header.OpCode || !bytes.Equal(got.Payload, want.Payload) {
+		h.t.Fatalf("got %v %q, want %v %q", got.Header.OpCode, got.Payload, want.Header.OpCode, want.Payload)
 	}
 }
