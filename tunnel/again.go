@@ -61,7 +61,7 @@ func (f *frames) goesOn() bool {
 	defer f.reading.Unlock()
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	return f.waiting.Load() && f.readErr == nil && !f.closed.Load() && !f.saidClose.Load() &&
+	return f.waiting.Load() && f.readErr == nil && !f.dead.Load() && !f.closed.Load() && !f.saidClose.Load() &&
 		!f.torn && f.owed == 0 && len(f.unsent) == 0
 }
 

@@ -79,6 +79,7 @@ type relay struct {
 	err     error
 	refused bool // err comes from an end that takes no more
 	by      side // whose doing the end is: who ended first, or failed
+	settled bool // there is nothing left to cut: a and b may serve others
 	watch   *time.Timer
 }
 
@@ -313,6 +314,9 @@ func (r *relay) abort(err error, by side) {
 // cut wakes everything that waits on either end. The first reason is the one that counts; once both
 // directions have ended everything has arrived, and an unanswered farewell matters to nobody.
 func (r *relay) cut(err error, by side) {
+	if r.settled {
+		return
+	}
 	// Why the peer hung up says more than that it takes nothing any more.
 	var closed *CloseError
 	if r.err == nil && r.ended < 2 || r.refused && errors.As(err, &closed) {
@@ -328,6 +332,7 @@ func (r *relay) cut(err error, by side) {
 func (r *relay) settle() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settled = true
 	if r.watch != nil {
 		r.watch.Stop()
 		r.watch = nil
