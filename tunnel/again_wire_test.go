@@ -23,6 +23,7 @@ import (
 type hand struct {
 	t testing.TB
 	tunnel.Conn
+	bare *net.TCPConn // below Conn; nil in memory
 }
 
 // byHand shakes hands with an edge that agrees on all that is offered.
@@ -34,7 +35,7 @@ func byHand(t testing.TB, tr tunneltest.Transport, address, offer string) hand {
 	}
 	t.Cleanup(func() { bare.Close() })
 	bare.SetDeadline(time.Now().Add(20 * time.Second))
-	h := hand{t, bare.(*net.TCPConn)}
+	h := hand{t, bare.(*net.TCPConn), bare.(*net.TCPConn)}
 	if secure, ok := tr.Client[0].(*tunnel.TLS); ok {
 		h.Conn = tls.Client(bare, secure.ClientConfig)
 	}
@@ -323,7 +324,7 @@ func TestDialBehindWait(t *testing.T) {
 				Dial: func(context.Context, *tunnel.Info) (tunnel.Conn, error) { return <-dials, nil }}
 			answered, ended := make(chan struct{}), make(chan error, 1)
 			go func() { ended <- edge.Handle(t.Context(), heldBack{accepted, answered}) }()
-			h := hand{t, client}
+			h := hand{t, client, nil}
 			h.shake("end, again", "end, again")
 			if clientFirst {
 				h.say(endFrame)
@@ -535,7 +536,7 @@ func TestViolationsOfAnEdge(t *testing.T) {
 				return false
 			}
 			err := r.carry(t, func(app tunnel.Conn) error {
-				h := hand{t, <-edge}
+				h := hand{t, <-edge, nil}
 				h.SetDeadline(time.Now().Add(20 * time.Second))
 				if !tt.halfClose {
 					app.CloseWrite()
