@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -15,10 +16,24 @@ const (
 	wordWait = "wait"
 	// maxAge is how old a connection may become that waits once more. Who may use it was last asked in its handshake.
 	maxAge = 5 * time.Minute
+	// takeTime is how long a target may take to acknowledge the last of a tunnel.
+	takeTime = time.Second
 )
 
 // mayWait tells whether the edge waits for another tunnel when this one has ended well.
 func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxAge }
+
+// waitsAfter tells whether the edge waits for another tunnel when that to target has ended well. Until target has acknowledged
+// everything, which may be long, nobody would hear what the client says.
+func (f *frames) waitsAfter(target Conn) bool {
+	if f.waiting.Load() || f.saidClose.Load() || !f.mayWait() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), takeTime)
+	defer cancel()
+	awaitSent(ctx, 0, target)
+	return hasTakenAll(target)
+}
 
 // sayWait says, behind before, that the edge waits for the next tunnel, and wakes who lingers. The caller holds writing.
 func (f *frames) sayWait(before []byte) error {

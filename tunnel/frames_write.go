@@ -229,8 +229,8 @@ func (f *frames) CloseWrite() error {
 	return f.Conn.CloseWrite()
 }
 
-// closeLast is CloseWrite and farewell in one write, where the end is a frame.
-func (f *frames) closeLast() error {
+// closeLast is CloseWrite and farewell in one write, where the end is a frame and other needs no time.
+func (f *frames) closeLast(other Conn) error {
 	if f.peer != peerRaimon {
 		return f.CloseWrite()
 	}
@@ -247,8 +247,8 @@ func (f *frames) closeLast() error {
 	}
 	f.saidEnd.Store(true)
 	switch {
-	case f.again && f.client:
-		return f.writeSmall(ws.OpText, nil) // the edge says how it goes on
+	case f.again && f.client, f.mayWait() && !hasTakenAll(other):
+		return f.writeSmall(ws.OpText, nil) // the edge says later how it goes on
 	case f.mayWait():
 		return f.sayWait(f.appendSmall(nil, ws.OpText, nil))
 	case f.saidClose.Swap(true):
@@ -276,17 +276,18 @@ func (f *frames) awaitQuiet() error {
 }
 
 // farewell says Close once both directions have ended. Its answer tells that all has arrived. Where the connection is to be used again,
-// the edge says in its place that it waits.
-func (f *frames) farewell() error {
+// the edge says in its place that it waits, once other has taken everything.
+func (f *frames) farewell(other Conn) error {
 	if f.peer != peerRaimon {
 		return nil
 	}
+	waits := f.waitsAfter(other)
 	f.writing.Lock()
 	defer f.writing.Unlock()
 	switch {
 	case f.again && f.client, f.saidClose.Load(), f.waiting.Load():
 		return nil
-	case f.mayWait():
+	case waits:
 		return f.sayWait(nil)
 	}
 	f.saidClose.Store(true)

@@ -36,10 +36,10 @@ type keeper interface {
 type lingerer interface {
 	// linger returns nil when the peer has said its last word, if ours was said too.
 	linger() error
-	// farewell says our last word, once both directions have ended.
-	farewell() error
+	// farewell says our last word, once both directions have ended. Other is the other end of the tunnel.
+	farewell(other Conn) error
 	// closeLast is CloseWrite and farewell at once, for the direction that ends last.
-	closeLast() error
+	closeLast(other Conn) error
 }
 
 // Relay copies both ways between a and b until both directions have ended, each on its own, and
@@ -144,7 +144,7 @@ func (r *relay) passOn(d *direction, err error) {
 	if err == nil {
 		d.read.Store(true)
 		r.ends(d)
-		if err = r.closeWrite(d.dst); err != nil {
+		if err = r.closeWrite(d); err != nil {
 			err = writeError{err}
 		}
 	}
@@ -171,17 +171,17 @@ func (r *relay) ends(d *direction) {
 	}
 }
 
-// closeWrite ends the direction to c.
-func (r *relay) closeWrite(c Conn) error {
-	if l, ok := c.(lingerer); ok {
+// closeWrite passes the end of d on.
+func (r *relay) closeWrite(d *direction) error {
+	if l, ok := d.dst.(lingerer); ok {
 		r.mu.Lock()
 		last := r.ended == 1 && r.err == nil
 		r.mu.Unlock()
 		if last {
-			return l.closeLast()
+			return l.closeLast(d.src)
 		}
 	}
-	return c.CloseWrite()
+	return d.dst.CloseWrite()
 }
 
 // finished counts a direction that has ended. The first starts the watch over the other, the second
@@ -205,7 +205,7 @@ func (r *relay) finished(d *direction) {
 	r.touch()
 	for _, d := range []*direction{&r.forth, &r.back} {
 		if l, ok := d.src.(lingerer); ok {
-			if err := l.farewell(); err != nil {
+			if err := l.farewell(d.dst); err != nil {
 				r.abort(err, r.source(d))
 			}
 		}

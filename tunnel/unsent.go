@@ -36,6 +36,12 @@ func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
 	}
 }
 
+// hasTakenAll tells whether the kernel of c's peer has acknowledged all that was written to c, as far as is known.
+func hasTakenAll(c Conn) bool {
+	s, ok := bottomSocket(c)
+	return !ok || s.unsent() == 0
+}
+
 // bottomSocket is the socket below all layers of c.
 func bottomSocket(c Conn) (*socket, bool) {
 	for {
