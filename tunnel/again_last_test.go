@@ -3,8 +3,10 @@ package tunnel_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -436,5 +438,40 @@ func TestEdgesThatKnowNoAgain(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A target may take its time for what it has been sent. Nobody hears the client meanwhile, who is not told to go on then.
+func TestNextTunnelDoesNotWaitForASlowTarget(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the system does not tell what a target has taken")
+	}
+	all := strings.Repeat("x", 100_000)
+	for _, tr := range bothKinds(t) {
+		for _, clientFirst := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/%v", tr.Name, clientFirst), func(t *testing.T) {
+				tunneltest.NoLeaks(t)
+				h, target, _, edge := reused(t, tr, new(tunnel.Forwarder))
+				target.SetReadBuffer(8 << 10)
+				if clientFirst {
+					h.say(data(all), endFrame, ping("read?"))
+					h.hear(ws.NewPongFrame([]byte("read?")))
+					target.CloseWrite()
+					h.hear(endFrame)
+				} else {
+					target.CloseWrite()
+					h.hear(endFrame)
+					h.say(data(all), endFrame)
+				}
+				h.hear(closeFrame)
+				h.say(closeFrame)
+				target.SetReadBuffer(1 << 20)
+				mustReadTo(t, target, all, nil)
+				h.hearEnd()
+				if err := edge.mustEnd(t); err != nil {
+					t.Errorf("ends with %v", err)
+				}
+			})
+		}
 	}
 }
