@@ -105,9 +105,13 @@ func (s *Session) over() {
 			f.renew()
 			if s.f.Keep(s, s.dialed, f) {
 				s.dialed = nil
+				s.close(nil)
+				return
 			}
 		}
 	}
+	release(s.relay.a)
+	release(s.relay.b)
 	s.close(s.relay.err)
 }
 
@@ -118,6 +122,7 @@ func (s *Session) goOn(f *frames) {
 	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, draining: s.info.draining}
 	if s.f.Again != nil && !s.f.Again(s, next) {
 		f.hangUp(ws.StatusGoingAway, "")
+		release(f)
 		s.close(nil)
 		return
 	}
