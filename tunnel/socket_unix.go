@@ -12,10 +12,11 @@ import (
 // socketReader holds what one read in progress needs, so that no read allocates.
 // One goroutine reads at a time.
 type socketReader struct {
-	try   func(fd uintptr) bool
-	limit int
-	b     *buffer
-	err   error
+	try    func(fd uintptr) bool
+	limit  int
+	streak int // reads since one found nothing
+	b      *buffer
+	err    error
 
 	splice spliceReader
 }
@@ -58,11 +59,13 @@ func (s *socket) readBuffer(limit int) (*buffer, error) {
 func (s *socket) tryRead(fd uintptr) bool {
 	r := &s.reader
 	r.b = newBuffer(r.limit)
-	n, err := retryEINTR(func() (int, error) { return unix.Read(int(fd), r.b.room(r.limit)) })
+	n, err := retryEINTR(func() (int, error) { return quickRead(int(fd), r.b.room(r.limit), r.streak) })
 	if n > 0 {
+		r.streak++
 		r.b.end += n
 		return true
 	}
+	r.streak = 0
 	r.b.free()
 	r.b = nil
 	switch err {
@@ -92,7 +95,7 @@ func (s *socket) write(p []byte) (n int, err error) {
 
 func (w *socketWriter) write(fd uintptr) bool {
 	for w.n < len(w.p) {
-		n, err := unix.Write(int(fd), w.p[w.n:])
+		n, err := quickWrite(int(fd), w.p[w.n:])
 		switch err {
 		case nil:
 			w.n += n
