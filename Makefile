@@ -17,7 +17,7 @@ BENCH =
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race,)
 
 # What every path through package tunnel has to pass.
-TUNNELS = Conformance|Echoes|Many|ByteByByte|Half|Cut|Reset|Early|LastReply
+TUNNELS = Conformance|Echoes|Many|AfterTheOther|ByteByByte|Half|Cut|Reset|Early|LastReply
 
 # What make packages builds, and as which version: that of the last tag.
 PACKAGES      = deb rpm apk
