@@ -94,9 +94,7 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string, d
 	if err := tunnel.TakeAndWrite(r.conn, target, first); err != nil {
 		return err
 	}
-	stop := said.carry(r.conn, len(first))
-	err := r.opened()
-	stop()
+	err := r.opened(said.local, func() { said.carry(r.conn, len(first)) })
 	switch {
 	case ctx.Err() != nil:
 		return errStopped
@@ -153,20 +151,18 @@ func (s *said) first() []byte {
 	return s.text
 }
 
-// carry says to conn what the program has said already, from the byte that is not told yet, and goes on with what it says next, until
-// stop, which waits for the end of that. What an error of conn means shows where it is read.
-func (s *said) carry(conn tunnel.Conn, told int) (stop func()) {
+// carry says to conn what the program has said already, from the byte that is not told yet, and goes on with what it says next. What an
+// error of conn means shows where it is read.
+func (s *said) carry(conn tunnel.Conn, told int) {
 	if !s.listens {
-		return func() {}
+		return
 	}
-	return s.while(func() {
-		if len(s.text) > told {
-			if _, err := conn.Write(s.text[told:]); err != nil {
-				return
-			}
+	if len(s.text) > told {
+		if _, err := conn.Write(s.text[told:]); err != nil {
+			return
 		}
-		s.listen(conn)
-	})
+	}
+	s.listen(conn)
 }
 
 // again says to conn what the program has said to connections that broke.
