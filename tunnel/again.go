@@ -10,14 +10,10 @@ import (
 // This file is how one connection carries several tunnels, one after the other. Where client and edge have agreed on it
 // (featureAgain), the edge says in place of Close that it waits, and then does so as if it had been asked to in the handshake.
 
-const (
-	wordWait = "wait"
-	// maxAge is how old a connection may become that waits once more. Who may use it was last asked in its handshake.
-	maxAge = 5 * time.Minute
-)
+const wordWait = "wait"
 
 // mayWait tells whether the edge waits for another tunnel when this one has ended well.
-func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxAge }
+func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxWait }
 
 // sayWait says, behind before, that the edge waits for the next tunnel, and wakes who lingers. The caller holds writing.
 func (f *frames) sayWait(before []byte) error {

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// maxWait is how long an edge waits to hear what its client wants.
+	// maxWait is how long after the handshake an edge waits to hear what its client wants: who may use a connection is asked then.
 	maxWait = 5 * time.Minute
 	// maxWord is how many bytes the message may have that tells it, or that says that the target is there.
 	maxWord = 300
@@ -168,7 +168,7 @@ func begin(ctx context.Context, c Conn) error {
 // awaitDial waits until the client tells the edge to dial; target is what it has chosen, if anything, or TargetEcho. It is over when any of ends is.
 // What it waits with is little: no buffer, and the stack of a goroutine that has done nothing else.
 func (f *frames) awaitDial(ends ...context.Context) (target string, err error) {
-	f.Conn.SetReadDeadline(time.Now().Add(maxWait))
+	f.Conn.SetReadDeadline(f.since.Add(maxWait))
 	var unhook []func() bool
 	for _, ctx := range ends {
 		if ctx != nil {
