@@ -14,14 +14,12 @@ import (
 
 const (
 	wordWait = "wait"
-	// maxAge is how old a connection may become that waits once more. Who may use it was last asked in its handshake.
-	maxAge = 5 * time.Minute
 	// takeTime is how long a target may take to acknowledge the last of a tunnel.
 	takeTime = time.Second
 )
 
 // mayWait tells whether the edge waits for another tunnel when this one has ended well.
-func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxAge }
+func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxWait }
 
 // waitsAfter tells whether the edge waits for another tunnel when that to target has ended well. Until target has acknowledged
 // everything, which may be long, nobody would hear what the client says.

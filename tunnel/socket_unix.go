@@ -93,6 +93,28 @@ func (s *socket) write(p []byte) (n int, err error) {
 	return n, err
 }
 
+// ReadNow reads what has come on c, a bare TCP or Unix connection, without waiting. It returns 0 and no error where nothing has, where
+// the stream has ended, which the next Read finds as well, and of any other connection.
+func ReadNow(c Conn, p []byte) (n int, err error) {
+	s, ok := asSocket(c).(*socket)
+	if !ok {
+		return 0, nil
+	}
+	if waitErr := s.raw.Read(func(fd uintptr) bool {
+		n, err = retryEINTR(func() (int, error) { return quickRead(int(fd), p, 0) })
+		return true
+	}); waitErr != nil {
+		return 0, waitErr
+	}
+	switch {
+	case n > 0:
+		return n, nil
+	case err == nil || err == unix.EAGAIN:
+		return 0, nil
+	}
+	return 0, os.NewSyscallError("read", err)
+}
+
 func (w *socketWriter) write(fd uintptr) bool {
 	for w.n < len(w.p) {
 		n, err := quickWrite(int(fd), w.p[w.n:])

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// maxWait is how long an edge waits to hear what its client wants.
+	// maxWait is how long after the handshake an edge waits to hear what its client wants: who may use a connection is asked then.
 	maxWait = 5 * time.Minute
 	// maxWord is how many bytes the message may have that tells it, or that says that the target is there.
 	maxWord = 300
@@ -52,20 +52,24 @@ func Waiting(c Conn) bool {
 // Take has the edge that waits behind c dial target, host:port; empty is what WebSocket.Target says, or else the edge's own
 // target. It does not wait for it, and data may be written to c as soon as it has returned. It may be called once;
 // after an error c is of no use. Where nothing waits, and no target is named, there is nothing to do.
-func Take(c Conn, target string) error {
+func Take(c Conn, target string) error { return TakeAndWrite(c, target, nil) }
+
+// TakeAndWrite is Take and a Write of data, of at most 16 KiB, in one write.
+func TakeAndWrite(c Conn, target string, data []byte) error {
 	if target != "" && !IsTarget(target) {
 		return fmt.Errorf("take: target %q: %w", target, errTargetForm)
 	}
 	f, ok := c.(*frames)
 	switch {
 	case ok && f.client && f.wait && target != "":
-		return f.take(wordDial + " " + target)
+		return f.take(wordDial+" "+target, data)
 	case ok && f.client && f.wait:
-		return f.take(wordDial)
+		return f.take(wordDial, data)
 	case target != "":
 		return ErrNoTargets
 	}
-	return nil
+	_, err := c.Write(data)
+	return err
 }
 
 // Echo is Take with an edge that sends back what it gets in place of a target: at most 64 MiB, for 30 seconds. Edges that do not
@@ -74,10 +78,10 @@ func Echo(c Conn) error {
 	if !Waiting(c) {
 		return errors.New("echo: the edge does not wait for what its client wants")
 	}
-	return c.(*frames).take(wordEcho)
+	return c.(*frames).take(wordEcho, nil)
 }
 
-func (f *frames) take(word string) error {
+func (f *frames) take(word string, data []byte) error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
 	if err := f.writable(); err != nil {
@@ -86,7 +90,14 @@ func (f *frames) take(word string) error {
 	if f.taken.Swap(true) {
 		return errors.New("take: the edge has been told what to do already")
 	}
-	if err := f.writeSmall(ws.OpText, []byte(word)); err != nil {
+	if f.owed > 0 || len(f.unsent) > 0 {
+		return fmt.Errorf("take: %w", os.ErrDeadlineExceeded)
+	}
+	first := f.appendSmall(nil, ws.OpText, []byte(word))
+	if len(data) > 0 {
+		first = f.appendSmall(first, ws.OpBinary, data)
+	}
+	if err := f.writeWhole(first); err != nil {
 		return fmt.Errorf("take: %w", err)
 	}
 	f.wrote() // a Ping is not answered before the target is there
@@ -157,7 +168,7 @@ func begin(ctx context.Context, c Conn) error {
 // awaitDial waits until the client tells the edge to dial; target is what it has chosen, if anything, or TargetEcho. It is over when any of ends is.
 // What it waits with is little: no buffer, and the stack of a goroutine that has done nothing else.
 func (f *frames) awaitDial(ends ...context.Context) (target string, err error) {
-	f.Conn.SetReadDeadline(time.Now().Add(maxWait))
+	f.Conn.SetReadDeadline(f.since.Add(maxWait))
 	var unhook []func() bool
 	for _, ctx := range ends {
 		if ctx != nil {

@@ -88,11 +88,13 @@ func TestAll(t *testing.T) {
 
 // expected are the measures that a subject has to have.
 func expected(s subject) []measure {
-	switch s.only {
-	case "connections":
-		return []measure{connectionRate}
-	case "firstbyte":
-		return []measure{appFirst, serverFirst}
+	if len(s.only) > 0 {
+		groups := map[string][]measure{"connections": {connectionRate}, "firstbyte": {appFirst, serverFirst}}
+		var all []measure
+		for _, group := range s.only {
+			all = append(all, groups[group]...)
+		}
+		return all
 	}
 	all := []measure{connectionRate}
 	all = append(all, rttP50, rttP99, loadedP50, loadedP99)
@@ -114,7 +116,7 @@ func expected(s subject) []measure {
 // checkKnown looks at the numbers that are the same on every machine.
 func checkKnown(t *testing.T, r *results) {
 	for subject, want := range map[string][2]float64{
-		"relay": {2, 2}, "raimon tcp": {2, 2}, "raimon ws": {3, 2}, "raimon wss": {4, 3}, "raimon wss pool": {1, 1},
+		"relay": {2, 2}, "raimon tcp": {2, 2}, "raimon ws": {1, 1}, "raimon ws reuse=off": {3, 2}, "raimon wss": {1, 1}, "raimon wss reuse=off": {4, 3}, "raimon wss pool": {1, 1},
 	} {
 		for i, m := range []measure{appFirst, serverFirst} {
 			if x, _ := r.median(subject, m); x < want[i] || x > want[i]+0.9 { // a busy machine is late
@@ -129,8 +131,10 @@ func checkKnown(t *testing.T, r *results) {
 			}
 		}
 	}
-	if got := resumes(r, "raimon wss"); got != "resumed" {
-		t.Errorf("raimon wss: handshakes are %s", got)
+	for subject, want := range map[string]string{"raimon wss": "reused", "raimon wss reuse=off": "resumed"} {
+		if got := resumes(r, subject); got != want {
+			t.Errorf("%s: handshakes are %s, want %s", subject, got, want)
+		}
 	}
 	if x, _ := r.median("relay", idleFiles("client")); x < 4 {
 		t.Errorf("relay: %.2f descriptors per tunnel: it does not splice", x)

@@ -56,7 +56,7 @@ func firstByteOf(ctx context.Context, l *lab, s subject, greets bool, all values
 		if i == 1 || i > 1 && roundTrips < all[m] {
 			all[m] = roundTrips
 		}
-		if s.secure() && !greets && s.only == "" { // what comes for a pool is no one connection's
+		if s.secure() && !greets && !s.pools { // what comes for a pool is no one connection's
 			sent := float64(d.fromServer.Load() - before)
 			if i == 0 {
 				all[handshakeBytes] = sent

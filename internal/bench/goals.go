@@ -51,7 +51,9 @@ func makeGoals() []goal {
 		atMost(1.05, ratio("raimon "+transport, "relay", rttP50), "%s, round trip p50 / relay's", transport)
 	}
 	atLeast(0.85, ratio("raimon ws", "relay", connectionRate), "ws, new connections / relay's")
-	atLeast(0.4, ratio("raimon wss", "relay", connectionRate), "wss resumed, new connections / relay's")
+	atLeast(0.4, ratio("raimon wss", "relay", connectionRate), "wss, new connections / relay's")
+	atLeast(0.85, ratio("raimon ws reuse=off", "relay", connectionRate), "ws reuse=off, new connections / relay's")
+	atLeast(0.4, ratio("raimon wss reuse=off", "relay", connectionRate), "wss reuse=off (resumed), new connections / relay's")
 	for _, end := range ends {
 		atMost(10, median("raimon ws", idleMemory(end)), "ws, KB per idle tunnel, %s", end)
 		atMost(24, median("raimon wss", idleMemory(end)), "wss, KB per idle tunnel, %s", end)
@@ -65,11 +67,13 @@ func makeGoals() []goal {
 		atMost(recordBuffers, burstBeyondIdle("raimon wss", end), "wss, KB more per tunnel after a burst, %s", end)
 	}
 	// The answer to an upgrade and what the server says first travel together.
-	for i, transport := range transports {
+	for i, transport := range []string{"tcp", "ws reuse=off", "tls", "wss reuse=off"} {
 		atMost([]float64{2, 3, 3, 4}[i]+0.2, median("raimon "+transport, appFirst), "%s, round trips to the %s", transport, appFirst.name)
 		atMost([]float64{2, 2, 3, 3}[i]+0.2, median("raimon "+transport, serverFirst), "%s, round trips to the %s", transport, serverFirst.name)
 	}
 	for _, m := range []measure{appFirst, serverFirst} {
+		atMost(1.2, median("raimon ws", m), "ws, connection used again, round trips to the %s", m.name)
+		atMost(1.2, median("raimon wss", m), "wss, connection used again, round trips to the %s", m.name)
 		atMost(1.2, median("raimon wss pool", m), "wss with a pool, round trips to the %s", m.name)
 	}
 	for _, transport := range transports {

@@ -120,7 +120,7 @@ func measureAll(ctx context.Context, l *lab, subjects []subject, wanted *regexp.
 			}
 			begin := time.Now()
 			g.measure(ctx, l, slices.DeleteFunc(slices.Clone(turn), func(s subject) bool {
-				return s.bare() && !g.bare || s.only != "" && s.only != g.name
+				return s.bare() && !g.bare || len(s.only) > 0 && !slices.Contains(s.only, g.name)
 			}), func(s subject, v values, err error) {
 				r.add(repetition, s.name, v)
 				if err != nil && ctx.Err() == nil {

@@ -6,9 +6,10 @@ import "strings"
 type subject struct {
 	name           string
 	server, client program // a subject without both is the bare loopback
+	pools          bool    // the client makes connections before there is a use for them
 
-	// only is the one group of measures that there is to take; empty: all.
-	only string
+	// only are the groups of measures that there are to take; empty: all.
+	only []string
 }
 
 // program is how to start one end. In words, env and config these are replaced:
@@ -47,6 +48,7 @@ var subjects = []subject{
 	{name: "haproxy tcp", server: haproxy("{listen}", "{to}"), client: haproxy("{listen}", "{to}")},
 
 	{name: "raimon ws", server: raimons(ws), client: raimonc(ws)},
+	{name: "raimon ws reuse=off", only: []string{"connections", "firstbyte"}, server: raimons(ws), client: raimonc(ws + ";reuse=off")},
 	{name: "raimon ws copied", // without splice, as on other systems
 		server: program{words: []string{"portable/raimons", "{listen}", "{to}", ws}},
 		client: program{words: []string{"portable/raimonc", "{listen}", "{to}", ws}}},
@@ -61,7 +63,7 @@ var subjects = []subject{
 		client: program{words: []string{"chisel", "client", "http://{to}", "{listen}:{target}"}}},
 
 	{name: "raimon tls", server: raimons(serverTLS), client: raimonc(clientTLS)},
-	{name: "raimon tls full", only: "connections", server: raimons(serverTLS), client: ourRole("client", "tls", "{ca}")},
+	{name: "raimon tls full", only: []string{"connections"}, server: raimons(serverTLS), client: ourRole("client", "tls", "{ca}")},
 	{name: "kaminari tls", server: kaminaris(serverTLS), client: kaminaric("tls;sni=localhost;insecure")},
 	{name: "stunnel",
 		server: stunnel("cert = {cert}\nkey = {key}\n"),
@@ -71,8 +73,9 @@ var subjects = []subject{
 		client: haproxy("{listen}", "{to} ssl verify required ca-file {ca} sni str(localhost)")},
 
 	{name: "raimon wss", server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS)},
-	{name: "raimon wss full", only: "connections", server: raimons(ws + ";" + serverTLS), client: ourRole("client", "wss", "{ca}")},
-	{name: "raimon wss pool", only: "firstbyte", server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS + ";pool=4")},
+	{name: "raimon wss full", only: []string{"connections"}, server: raimons(ws + ";" + serverTLS), client: ourRole("client", "wss", "{ca}")},
+	{name: "raimon wss reuse=off", only: []string{"connections", "firstbyte"}, server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS + ";reuse=off")},
+	{name: "raimon wss pool", pools: true, only: []string{"firstbyte"}, server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS + ";pool=4")},
 	{name: "kaminari wss", server: kaminaris(ws + ";" + serverTLS), client: kaminaric(ws + ";tls;sni=localhost;insecure")},
 	{name: "v2ray-plugin wss", server: v2rayServer("tls;cert={cert};key={key}"), client: v2rayClient("tls;cert={ca}")},
 	{name: "wstunnel wss",

@@ -90,14 +90,16 @@ func formatRoundTrips(x float64) string {
 	return fmt.Sprintf("%.1f", x)
 }
 
-// resumes tells from the bytes that the server sends whether it leaves out its certificate when a client comes back.
+// resumes tells from the bytes that the server sends whether it leaves out its certificate, or all of a handshake, when a client comes back.
 func resumes(r *results, subject string) string {
 	first, ok1 := r.median(subject, handshakeBytes)
 	later, ok2 := r.median(subject, resumedBytes)
-	const certificate = 250 // bytes at least
+	const certificate, hello = 250, 120 // bytes at least
 	switch {
 	case !ok1 || !ok2:
 		return missing
+	case later < hello:
+		return "reused"
 	case first-later > certificate:
 		return "resumed"
 	}

@@ -87,17 +87,19 @@ func (l *link) begin(ctx context.Context, r *ready, said *said, target string, d
 		}
 	})
 	defer unheard.Stop()
-	if err := tunnel.Take(r.conn, target); err != nil {
+	first := said.first()
+	if said.err != nil {
+		return said.left()
+	}
+	if err := tunnel.TakeAndWrite(r.conn, target, first); err != nil {
 		return err
 	}
-	stop := said.carry(r.conn)
-	err := r.opened()
-	stop()
+	err := r.opened(said.local, func() { said.carry(r.conn, len(first)) })
 	switch {
 	case ctx.Err() != nil:
 		return errStopped
 	case said.err != nil:
-		return tunnel.Told{Err: fmt.Errorf("%w: %w", errLeft, said.err)}
+		return said.left()
 	case !settled.CompareAndSwap(false, true):
 		return errUnheard
 	case r.dead.Load() != nil:
@@ -132,20 +134,35 @@ type said struct {
 	err   error // the program has gone
 }
 
-// carry says to conn what the program has said already, and goes on with what it says next, until stop, which waits
-// for the end of that. What an error of conn means shows where it is read.
-func (s *said) carry(conn tunnel.Conn) (stop func()) {
-	if !s.listens {
-		return func() {}
+// maxFirst is how much of what a program has said goes along with the word that takes a connection, in bytes.
+const maxFirst = 4 << 10
+
+// first is what the program has said already, if that is little.
+func (s *said) first() []byte {
+	if s.listens && len(s.text) == 0 {
+		buf := make([]byte, maxFirst)
+		var n int
+		n, s.err = tunnel.ReadNow(s.local, buf)
+		s.text = buf[:n]
 	}
-	return s.while(func() {
-		if len(s.text) > 0 {
-			if _, err := conn.Write(s.text); err != nil {
-				return
-			}
+	if len(s.text) > maxFirst {
+		return nil
+	}
+	return s.text
+}
+
+// carry says to conn what the program has said already, from the byte that is not told yet, and goes on with what it says next. What an
+// error of conn means shows where it is read.
+func (s *said) carry(conn tunnel.Conn, told int) {
+	if !s.listens {
+		return
+	}
+	if len(s.text) > told {
+		if _, err := conn.Write(s.text[told:]); err != nil {
+			return
 		}
-		s.listen(conn)
-	})
+	}
+	s.listen(conn)
 }
 
 // again says to conn what the program has said to connections that broke.
@@ -193,6 +210,9 @@ func (s *said) while(listen func()) (stop func()) {
 
 // errLeft says that nobody waits for the edge any more.
 var errLeft = errors.New("the program has gone before there was a tunnel")
+
+// left is errLeft, and why.
+func (s *said) left() error { return tunnel.Told{Err: fmt.Errorf("%w: %w", errLeft, s.err)} }
 
 // listen notes what the program says and, if there is one, tells conn.
 func (s *said) listen(conn tunnel.Conn) {

@@ -282,6 +282,10 @@ type ready struct {
 	heard []byte        // what came before it was claimed
 	err   error
 
+	mu   sync.Mutex
+	over bool   // done is closed, or about to be
+	wake func() // called before done is closed; nil: nobody asks
+
 	dead    atomic.Pointer[error] // why nobody is to wait for it any more
 	refused error                 // why the edge has not reached the target that was named in the handshake
 }
@@ -302,16 +306,28 @@ func newReady(l *link, bare, conn tunnel.Conn) *ready {
 func (r *ready) keep(p *pool) {
 	r.done = make(chan struct{})
 	p.kept.Go(func() {
-		if r.waits {
-			r.err = tunnel.AwaitOpen(r.conn)
-		} else {
-			r.hear()
-		}
-		close(r.done)
+		r.watch()
 		if r.err != nil {
 			p.poke()
 		}
 	})
+}
+
+// watch waits for what is said on r, or for its end, and wakes whoever has asked for that.
+func (r *ready) watch() {
+	if r.waits {
+		r.err = tunnel.AwaitOpen(r.conn)
+	} else {
+		r.hear()
+	}
+	r.mu.Lock()
+	r.over = true
+	wake := r.wake
+	r.mu.Unlock()
+	if wake != nil {
+		wake()
+	}
+	close(r.done)
 }
 
 // maxHeard is how much a server may say before anybody asks it, in bytes.
@@ -376,12 +392,21 @@ func (r *ready) declareDead(cause error) {
 	r.conn.SetDeadline(past)
 }
 
-// opened waits until the edge says that the target is there.
-func (r *ready) opened() error {
+// opened waits until the edge says that the target is there. Meanwhile it does what reads from local, until a deadline wakes it.
+func (r *ready) opened(local tunnel.Conn, meanwhile func()) error {
 	if r.done == nil {
-		return tunnel.AwaitOpen(r.conn)
+		r.done = make(chan struct{})
+		go r.watch()
 	}
+	wake := func() { local.SetReadDeadline(past) }
+	r.mu.Lock()
+	if r.wake = wake; r.over {
+		wake()
+	}
+	r.mu.Unlock()
+	meanwhile()
 	<-r.done
+	local.SetReadDeadline(time.Time{})
 	return r.err
 }
 
