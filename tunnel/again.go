@@ -13,7 +13,9 @@ import (
 const wordWait = "wait"
 
 // mayWait tells whether the edge waits for another tunnel when this one has ended well.
-func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxWait }
+func (f *frames) mayWait() bool {
+	return f.again && !f.client && time.Since(time.Unix(0, f.since)) < maxWait
+}
 
 // sayWait says, behind before, that the edge waits for the next tunnel, and wakes who lingers. The caller holds writing.
 func (f *frames) sayWait(before []byte) error {
