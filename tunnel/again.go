@@ -19,7 +19,9 @@ const (
 )
 
 // mayWait tells whether the edge waits for another tunnel when this one has ended well.
-func (f *frames) mayWait() bool { return f.again && !f.client && time.Since(f.since) < maxWait }
+func (f *frames) mayWait() bool {
+	return f.again && !f.client && time.Since(time.Unix(0, f.since)) < maxWait
+}
 
 // waitsAfter tells whether the edge waits for another tunnel when that to target has ended well. Until target has acknowledged
 // everything, which may be long, nobody would hear what the client says.

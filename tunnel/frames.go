@@ -77,7 +77,7 @@ type frames struct {
 
 	mask  Mask
 	peer  peerKind
-	since time.Time // the handshake
+	since int64 // the handshake, Unix nanoseconds
 
 	reading sync.Mutex
 	frameReader
@@ -99,9 +99,9 @@ func newFrames(c Conn, client bool, w *WebSocket, peer peerKind, pending []byte)
 			f.key = f.newKey()
 		}
 	}
-	f.since = time.Now()
-	f.lastRead.Store(f.since.UnixNano())
-	f.lastWrite.Store(f.since.UnixNano())
+	f.since = time.Now().UnixNano()
+	f.lastRead.Store(f.since)
+	f.lastWrite.Store(f.since)
 	return f
 }
 

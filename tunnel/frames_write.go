@@ -16,7 +16,8 @@ type frameWriter struct {
 	unsent    []byte  // rest of a header that a deadline cut off
 	owed      int64   // payload of the frame begun that is still to be written
 	owedKey   [4]byte
-	owedAt    int // position in owedKey
+	torn      bool // a small frame has not got out whole
+	owedAt    int  // position in owedKey
 	place     placeWriter
 	scratch   [ws.MaxHeaderSize]byte
 	drainHead [ws.MaxHeaderSize]byte // header before a spliced payload
@@ -24,7 +25,6 @@ type frameWriter struct {
 
 	saidEnd   atomic.Bool
 	waiting   atomic.Bool // the edge has said that it waits again
-	torn      bool        // a small frame has not got out whole
 	taken     atomic.Bool // the edge, which waited, was told to dial
 	saidClose atomic.Bool
 	written   atomic.Int64 // data frames

@@ -14,12 +14,18 @@ import (
 // ordinary call now and then.
 const ordinaryRead = 8 // each so many of a streak
 
+// Idle tunnels keep the stack that these need: each call more on the way down counts.
+
 // quickRead is read(2) on a descriptor that does not block. Streak is how many reads have brought something since one has not.
-func quickRead(fd int, p []byte, streak int) (int, error) {
+func quickRead(fd int, p []byte, streak uint32) (int, error) {
 	if len(p) == 0 || streak%ordinaryRead == ordinaryRead-1 {
 		return unix.Read(fd, p)
 	}
-	return quickCall(unix.SYS_READ, fd, p)
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
 }
 
 // quickWrite is write(2) on a descriptor that does not block.
@@ -27,11 +33,7 @@ func quickWrite(fd int, p []byte) (int, error) {
 	if len(p) == 0 || len(p) > 2*bufferSize {
 		return unix.Write(fd, p)
 	}
-	return quickCall(unix.SYS_WRITE, fd, p)
-}
-
-func quickCall(trap uintptr, fd int, p []byte) (int, error) {
-	n, _, errno := unix.RawSyscall(trap, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
 	if errno != 0 {
 		return -1, errno
 	}

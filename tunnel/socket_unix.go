@@ -13,8 +13,8 @@ import (
 // One goroutine reads at a time.
 type socketReader struct {
 	try    func(fd uintptr) bool
-	limit  int
-	streak int // reads since one found nothing
+	limit  int32
+	streak uint32 // reads since one found nothing
 	b      *buffer
 	err    error
 
@@ -45,7 +45,7 @@ var socketWriters = sync.Pool{New: func() any {
 // readBuffer waits until there is something to read and only then takes a buffer.
 func (s *socket) readBuffer(limit int) (*buffer, error) {
 	r := &s.reader
-	r.limit, r.b, r.err = limit, nil, nil
+	r.limit, r.b, r.err = int32(limit), nil, nil
 	if err := s.raw.Read(r.try); err != nil {
 		return nil, err
 	}
@@ -58,8 +58,8 @@ func (s *socket) readBuffer(limit int) (*buffer, error) {
 // the poller reports edges.
 func (s *socket) tryRead(fd uintptr) bool {
 	r := &s.reader
-	r.b = newBuffer(r.limit)
-	n, err := retryEINTR(func() (int, error) { return quickRead(int(fd), r.b.room(r.limit), r.streak) })
+	r.b = newBuffer(int(r.limit))
+	n, err := retryEINTR(func() (int, error) { return quickRead(int(fd), r.b.room(int(r.limit)), r.streak) })
 	if n > 0 {
 		r.streak++
 		r.b.end += n
