@@ -331,12 +331,12 @@ func (r *relay) cut(err error, by side) {
 // A connection that stays open for the next tunnel needs no such care.
 func (r *relay) settle() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.settled = true
+	r.settled = true // cut waits for nobody, and changes nothing any more
 	if r.watch != nil {
 		r.watch.Stop()
 		r.watch = nil
 	}
+	r.mu.Unlock()
 	switch {
 	case r.err == nil:
 		ends := slices.DeleteFunc([]Conn{r.a, r.b}, waitsAgain)
