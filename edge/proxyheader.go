@@ -174,7 +174,7 @@ func (v *visit) writeProxyHeader(ctx context.Context, c tunnel.Conn, version int
 }
 
 // proxyHeader has the addresses that the client sees; of a client on a Unix socket it says that they are unknown.
-func (v *visit) proxyHeader(version int) (_ []byte, err error) {
+func (v *visit) proxyHeader(version int) ([]byte, error) {
 	header := &proxyproto.Header{Version: byte(version), Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}
 	client, isTCP := v.info.Client.(*net.TCPAddr)
 	local, isLocalTCP := v.local.(*net.TCPAddr)
@@ -182,14 +182,20 @@ func (v *visit) proxyHeader(version int) (_ []byte, err error) {
 		header = proxyproto.HeaderProxyFromAddrs(byte(version), client, local)
 	}
 	if version == 2 {
-		if v.proxy == nil {
-			if v.proxy, err = proxyDetails(v.info); err != nil {
-				return nil, err
-			}
+		if err := v.noteDetails(); err != nil {
+			return nil, err
 		}
 		if err := header.SetTLVs(v.proxy); err != nil {
 			return nil, err
 		}
 	}
 	return header.Format()
+}
+
+// noteDetails keeps what a header says of the TLS handshake.
+func (v *visit) noteDetails() (err error) {
+	if v.proxy == nil {
+		v.proxy, err = proxyDetails(v.info)
+	}
+	return err
 }

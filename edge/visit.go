@@ -421,6 +421,7 @@ func (v *visit) belongsElsewhere(site *Site, host string) bool {
 
 // note tells the log, and those who dial, what was chosen.
 func (v *visit) note() {
+	v.info.Attrs = nil // a connection notes this for each of its tunnels
 	if site := v.siteLabel(); site != "" {
 		v.info.Attrs = []any{"site", site, "route", v.routeLabel()}
 	}
@@ -468,8 +469,11 @@ func dial(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
 	if v.route != nil {
 		proxy = v.route.Proxy
 	}
-	if proxy == 0 || info.Target == tunnel.TargetEcho {
+	if proxy == 0 {
 		return c, nil
+	}
+	if info.Target == tunnel.TargetEcho {
+		return c, v.noteDetails() // for the next tunnel, when nothing is known of TLS any more
 	}
 	if err := v.writeProxyHeader(ctx, c, proxy); err != nil {
 		c.Close()
