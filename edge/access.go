@@ -36,12 +36,27 @@ type Access struct {
 //
 // All is looked at whatever comes of it, so that the time it takes tells nothing.
 func (a *Access) allows(r *http.Request, info *tunnel.Info) (user string, ok bool) {
+	return a.admits(shownBy(r, info), info)
+}
+
+// shown is what a client has shown to be let in.
+type shown struct {
+	token [sha256.Size]byte // the hash; of nothing, which is nobody's, where there was none
+	state *tls.ConnectionState
+}
+
+func shownBy(r *http.Request, info *tunnel.Info) shown {
+	return shown{sha256.Sum256([]byte(bearerToken(r))), info.TLS}
+}
+
+// admits is allows for what the client has shown before.
+func (a *Access) admits(s shown, info *tunnel.Info) (user string, ok bool) {
 	ok = a.From == nil || a.isFrom(addressOf(info.Client))
 	if a.Tokens != nil {
-		name, known := a.Tokens.User(bearerToken(r))
+		name, known := a.Tokens.userOf(s.token)
 		user, ok = name, ok && known
 	}
-	cert := verifiedCertificate(info.TLS)
+	cert := verifiedCertificate(s.state)
 	if a.Clients != nil {
 		ok = ok && cert != nil && slices.ContainsFunc(a.Clients, func(c ClientName) bool { return c.matches(cert) })
 	}

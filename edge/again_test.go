@@ -2,6 +2,9 @@ package edge
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -110,5 +113,57 @@ func TestLogOfNextTunnel(t *testing.T) {
 		if strings.Count(line, "user=bob") != 1 {
 			t.Errorf("logged %q", line)
 		}
+	}
+}
+
+// Who is not let in any more gets no further tunnel on a connection that is there, in the pool or after a tunnel.
+func TestNextTunnelAfterRevocation(t *testing.T) {
+	tunneltest.NoLeaks(t)
+	ca := tunneltest.NewCA(t)
+	one := newAuthority(t, "one")
+	certificate := one.client(t, "alice")
+	for way, revoke := range map[string]func(*Tokens, *Clients){
+		"token": func(tokens *Tokens, _ *Clients) {
+			write(t, tokens.File, []byte("carol "+HashToken("carol's-token")))
+			if err := tokens.Load(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"certificate": func(_ *Tokens, clients *Clients) {
+			write(t, clients.CRL, listPEM(one.list(t, []*x509.Certificate{certificate.Leaf})))
+			clients.load(t)
+		},
+	} {
+		t.Run(way, func(t *testing.T) {
+			tokens, _ := newTokens(t, "bob "+HashToken("bob's-token"))
+			if err := tokens.Load(); err != nil {
+				t.Fatal(err)
+			}
+			clients, _ := newClients(t, listPEM(one.list(t, nil)), one)
+			clients.load(t)
+			site := testSite(t, ca, "edge.test")
+			site.Clients = clients
+			site.Routes = []*Route{{Path: "/tunnel", Target: tunneltest.Echo(t), Access: Access{Tokens: tokens}}}
+			edge := run(t, &Config{Sites: []*Site{site}})
+			tr := again(ca, "edge.test", "/tunnel", "bob's-token")
+			tr[0].(*tunnel.TLS).ClientConfig.Certificates = []tls.Certificate{certificate}
+			fresh, used := clientOf(t, tr, edge.address), goesOn(t, clientOf(t, tr, edge.address), takeOwn)
+			used = goesOn(t, used, takeOwn)
+			revoke(tokens, clients)
+			for _, c := range []tunnel.Conn{fresh, used} {
+				if err := takeOwn(c); err != nil {
+					t.Fatal(err)
+				}
+				err := tunnel.AwaitOpen(c)
+				var closed *tunnel.CloseError
+				if !errors.As(err, &closed) || closed.Code != 1001 {
+					t.Errorf("after that: %v, want Close 1001", err)
+				}
+			}
+			edge.stop()
+			if lines := edge.log.with("level=WARN"); len(lines) > 0 {
+				t.Errorf("logged %q", lines)
+			}
+		})
 	}
 }

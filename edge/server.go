@@ -332,7 +332,7 @@ func (s *Server) misfit(v *visit, err error) {
 
 // release lets go of what a tunnel has no use for once it is open, where nothing is counted.
 func (s *Server) release(session *tunnel.Session) {
-	if v := visitOf(session.Info()); v.uncounted && v.open == nil && (v.route == nil || v.route.Proxy == 0) {
+	if v := visitOf(session.Info()); v.uncounted && v.open == nil && v.shown == nil && (v.route == nil || v.route.Proxy == 0) {
 		session.Info().Route = &settled{v.entrance, choice{v.site, v.route, v.user}}
 	}
 }

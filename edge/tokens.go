@@ -70,7 +70,11 @@ func (t *Tokens) Watch(ctx context.Context) { t.watching().run(ctx, t.Interval, 
 
 // User tells whose token it is. How long that takes does not depend on which it is, nor on whether there is one.
 func (t *Tokens) User(token string) (name string, ok bool) {
-	hash := sha256.Sum256([]byte(token))
+	return t.userOf(sha256.Sum256([]byte(token)))
+}
+
+// userOf is User for a token of which there is the hash.
+func (t *Tokens) userOf(hash [sha256.Size]byte) (name string, ok bool) {
 	found, at := 0, 0
 	list := t.inUse.Load()
 	if list == nil {

@@ -207,6 +207,7 @@ type visit struct {
 	policy string           // what the client had to show in the handshake
 	route  *Route           // nil: no tunnel, or passed on untouched
 	user   string           // whose token or certificate opened the route
+	shown  *shown           // what did, for a tunnel that comes later; nil: there will be none, or nothing is asked for
 	open   *places          // nil: nobody counts
 	proxy  []proxyproto.TLV // of a PROXY header, for the next tunnel of the connection
 	full   error            // why there was no place on the route of the last request
@@ -260,9 +261,30 @@ func (v *visit) match(r *http.Request, info *tunnel.Info) bool {
 		if route == nil {
 			return choice{}, ErrAccess
 		}
+		v.shown = nil
+		if tunnel.AsksForLater(r) && (site.Clients != nil || route.Access.Tokens != nil) {
+			s := shownBy(r, info)
+			v.shown = &s
+		}
 		return choice{site, route, user}, nil
 	})
 	return v.full == nil
+}
+
+// stillMay is the choice of a client that has waited since its handshake, if what it has shown then is still good. What else lets it in is in the
+// config, whose end would have ended the wait.
+func (v *visit) stillMay() (choice, error) {
+	if v.shown == nil {
+		return choice{v.site, v.route, v.user}, nil
+	}
+	user, ok := v.route.Access.admits(*v.shown, v.info)
+	if err := v.site.Clients.check(v.shown.state); err != nil {
+		return choice{}, err
+	}
+	if !ok {
+		return choice{}, ErrAccess
+	}
+	return choice{v.site, v.route, user}, nil
 }
 
 // route is that which r may have; nil: none. Somebody who looks for routes learns nothing from how long it
@@ -494,12 +516,20 @@ func (v *visit) reach(ctx context.Context) (tunnel.Conn, error) {
 	}
 	if v.open == nil { // it has had no use for a place before
 		if !v.settle() {
-			return nil, fmt.Errorf("%w: %w", tunnel.ErrNotTaken, ErrPerAddress)
+			return nil, v.tooLate(ErrPerAddress)
 		}
-		if err := v.take(ctx, false, func() (choice, error) { return choice{v.site, v.route, v.user}, nil }); errors.Is(err, ErrRouteFull) {
+		var denied error
+		err := v.take(ctx, false, func() (c choice, err error) {
+			c, denied = v.stillMay()
+			return c, denied
+		})
+		switch {
+		case denied != nil:
+			return nil, v.tooLate(denied)
+		case errors.Is(err, ErrRouteFull):
 			v.entrance.snapshot.server.refused(err)
 			return nil, &tunnel.TargetError{Reason: tunnel.ReasonBusy, Err: err}
-		} else if err != nil {
+		case err != nil:
 			return nil, err
 		}
 	}
@@ -512,6 +542,13 @@ func (v *visit) reach(ctx context.Context) (tunnel.Conn, error) {
 		return nil, errNoOwnTarget
 	}
 	return reach(ctx, v.route.Target)
+}
+
+// tooLate is why a connection on which the edge has waited gets no tunnel any more. It is no failure of the target; the client may ask again
+// in another handshake.
+func (v *visit) tooLate(err error) error {
+	v.stage = inRequest
+	return tunnel.Told{Err: fmt.Errorf("%w: %w", tunnel.ErrNotTaken, err)}
 }
 
 // hostName is the host of a Host header without its port, in lower case, as server names are.

@@ -120,6 +120,11 @@ func AsksToWait(r *http.Request) bool {
 	return kindOf(r) == peerRaimon && hasToken(r.Header[featureHeader], featureWait)
 }
 
+// AsksForLater tells whether r, which asks for a WebSocket, comes from a client that may want a tunnel later, be it the first one or another.
+func AsksForLater(r *http.Request) bool {
+	return AsksToWait(r) || kindOf(r) == peerRaimon && hasToken(r.Header[featureHeader], featureAgain)
+}
+
 // matches tells whether r, which asks for a WebSocket, asks for this tunnel.
 func (w *WebSocket) matches(r *http.Request, info *Info) bool {
 	if w.Match != nil {
