@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -163,6 +164,40 @@ func TestNextTunnelAfterRevocation(t *testing.T) {
 			edge.stop()
 			if lines := edge.log.with("level=WARN"); len(lines) > 0 {
 				t.Errorf("logged %q", lines)
+			}
+		})
+	}
+}
+
+// Connections that wait for their next tunnel keep nobody out, however many there may be.
+func TestNextTunnelKeepsNobodyOut(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		t.Run(fmt.Sprint("refuse=", refuse), func(t *testing.T) {
+			tunneltest.NoLeaks(t)
+			ca := tunneltest.NewCA(t)
+			site := testSite(t, ca, "edge.test")
+			site.Routes = []*Route{{Path: "/tunnel", Target: tunneltest.Echo(t)}}
+			edge := run(t, &Config{Sites: []*Site{site}, Limits: Limits{Connections: 3, Refuse: refuse}})
+			tr := again(ca, "edge.test", "/tunnel", "")
+			var idle []tunnel.Conn
+			for range 2 {
+				idle = append(idle, goesOn(t, clientOf(t, tr, edge.address), takeOwn))
+			}
+			for range 3 {
+				c := clientOf(t, tr, edge.address)
+				if err := takeOwn(c); err != nil {
+					t.Fatal(err)
+				}
+				if err := tunnel.AwaitOpen(c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for n, c := range idle {
+				err := tunnel.AwaitOpen(c)
+				var closed *tunnel.CloseError
+				if !errors.As(err, &closed) || closed.Code != 1001 {
+					t.Errorf("idle connection %d: %v, want Close 1001", n, err)
+				}
 			}
 		})
 	}

@@ -1,10 +1,12 @@
 package edge
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Limits bound what strangers can make us do. Zero means no limit.
@@ -117,6 +119,15 @@ type room struct {
 	mu      sync.Mutex
 	open    int
 	changed chan struct{} // closed when there may be room; nil: nobody waits
+	idle    list.List     // of *idler, the oldest first
+	leaving time.Time     // until then somebody is expected to leave who was told to
+}
+
+// idler is a connection that waits for another tunnel, and gives its room to who comes.
+type idler struct {
+	cut   func() // ends its wait; it must not block
+	place *list.Element
+	given bool // its room is; guarded by room.mu
 }
 
 // enter counts one more connection, as soon as there is room. Otherwise the error is ErrFull, or the cause of ctx. Limits
@@ -127,8 +138,13 @@ func (r *room) enter(ctx context.Context, limits func() Limits) error {
 		if changed == nil {
 			return err
 		}
+		var late <-chan time.Time
+		if left := r.expected(); left > 0 {
+			late = time.After(left)
+		}
 		select {
 		case <-changed:
+		case <-late:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -144,7 +160,7 @@ func (r *room) try(limits func() Limits) (changed chan struct{}, err error) {
 	case l.Connections <= 0 || r.open < l.Connections:
 		r.open++
 		return nil, nil
-	case l.Refuse:
+	case !r.giveWay() && l.Refuse:
 		return nil, ErrFull
 	}
 	if r.changed == nil {
@@ -153,11 +169,58 @@ func (r *room) try(limits func() Limits) (changed chan struct{}, err error) {
 	return r.changed, nil
 }
 
-// isFull tells whether nobody else has room.
-func (r *room) isFull(l Limits) bool {
+// giveWay has the idler leave that is one for longest, unless somebody is about to leave. It tells whether anybody is. The caller holds mu.
+func (r *room) giveWay() bool {
+	now := time.Now()
+	if now.Before(r.leaving) {
+		return true
+	}
+	first := r.idle.Front()
+	if first == nil {
+		return false
+	}
+	i := r.idle.Remove(first).(*idler)
+	i.given = true
+	i.cut()
+	r.leaving = now.Add(handshakeGrace)
+	return true
+}
+
+// expected is how long to wait for who is about to leave; 0 or less: nobody is.
+func (r *room) expected() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return l.Connections > 0 && r.open >= l.Connections
+	return time.Until(r.leaving)
+}
+
+// isAwaited tells whether somebody waits for room.
+func (r *room) isAwaited() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed != nil
+}
+
+// rest notes that a connection waits for another tunnel, until rise. Cut is called where somebody else gets its room.
+func (r *room) rest(cut func()) *idler {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := &idler{cut: cut}
+	i.place = r.idle.PushBack(i)
+	r.wake() // who has come meanwhile
+	return i
+}
+
+// rise notes that i is idle no longer; nil never was. It tells whether it has its room.
+func (r *room) rise(i *idler) bool {
+	if i == nil {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !i.given {
+		r.idle.Remove(i.place)
+	}
+	return !i.given
 }
 
 // leave gives a place back.
@@ -165,6 +228,7 @@ func (r *room) leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.open--
+	r.leaving = time.Time{}
 	r.wake()
 }
 

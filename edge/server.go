@@ -345,7 +345,7 @@ type settled struct {
 
 // again lets a connection wait for another tunnel when one has ended well. It gives way to new ones where there are too many.
 func (s *Server) again(ended, next *tunnel.Session) bool {
-	if s.room.isFull(s.current.Load().config.Limits) {
+	if s.room.isAwaited() {
 		return false
 	}
 	v, ok := ended.Info().Route.(*visit)
@@ -362,6 +362,7 @@ func (s *Server) again(ended, next *tunnel.Session) bool {
 	}
 	v.info, v.stage = next.Info(), inRequest
 	next.Info().Route = v
+	v.idle = s.room.rest(next.StopWaiting)
 	if !v.uncounted {
 		s.addresses.unsettle(&v.guest, next.StopWaiting, time.Now())
 	}
@@ -382,6 +383,7 @@ func (s *Server) ended(session *tunnel.Session, err error) {
 		return
 	}
 	s.traffic.ended(v)
+	s.room.rise(v.idle)
 	v.leave()
 	s.Metrics.ended(v, session, err)
 }

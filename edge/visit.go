@@ -209,6 +209,7 @@ type visit struct {
 	user   string           // whose token or certificate opened the route
 	shown  *shown           // what did, for a tunnel that comes later; nil: there will be none, or nothing is asked for
 	open   *places          // nil: nobody counts
+	idle   *idler           // while it waits for another tunnel
 	proxy  []proxyproto.TLV // of a PROXY header, for the next tunnel of the connection
 	full   error            // why there was no place on the route of the last request
 
@@ -515,7 +516,12 @@ func (v *visit) reach(ctx context.Context) (tunnel.Conn, error) {
 		return reach(ctx, v.site.Pass)
 	}
 	if v.open == nil { // it has had no use for a place before
-		if !v.settle() {
+		idle := v.idle
+		v.idle = nil
+		switch {
+		case !v.entrance.snapshot.server.room.rise(idle):
+			return nil, v.tooLate(ErrFull)
+		case !v.settle():
 			return nil, v.tooLate(ErrPerAddress)
 		}
 		var denied error
