@@ -118,10 +118,12 @@ func (s *Session) over() {
 // goOn waits for the next tunnel on the connection of s, which has ended well.
 func (s *Session) goOn(f *frames) {
 	f.renew()
-	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), ended: s.ended}
+	f.expectDial()
+	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), follows: true, ended: s.ended}
 	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, draining: s.info.draining}
 	if s.f.Again != nil && !s.f.Again(s, next) {
 		f.hangUp(ws.StatusGoingAway, "")
+		s.seeOff(f)
 		release(f)
 		s.close(nil)
 		return
@@ -129,4 +131,27 @@ func (s *Session) goOn(f *frames) {
 	s.tell(nil)
 	s.dialed.Close()
 	go next.wait(f)
+}
+
+// seeOff ends a connection that has waited in vain for the next tunnel: it returns when the client has all of the last one, as relay.settle
+// does. What the client says is read meanwhile, since a Close would make a reset of it, which drops what is still on its way.
+func (s *Session) seeOff(f *frames) {
+	if hasTakenAll(f) {
+		return
+	}
+	f.Conn.SetReadDeadline(time.Time{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		awaitSent(s.ctx, orDefault(s.f.Linger, time.Minute), f)
+		f.Conn.SetReadDeadline(past)
+	}()
+	for {
+		b, err := readBuffer(f.Conn, probeSize)
+		b.free()
+		if err != nil {
+			break
+		}
+	}
+	<-done
 }

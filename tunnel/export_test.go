@@ -3,7 +3,10 @@ package tunnel
 import "time"
 
 // AwaitDial waits behind c, which WebSocket.Server has returned, as Forwarder does.
-func AwaitDial(c Conn) (target string, err error) { return c.(*frames).awaitDial() }
+func AwaitDial(c Conn) (target string, err error) {
+	c.(*frames).expectDial()
+	return c.(*frames).awaitDial()
+}
 
 // AcceptKey answers a Sec-WebSocket-Key.
 func AcceptKey(key string) string { return acceptKey(key) }

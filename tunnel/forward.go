@@ -156,6 +156,7 @@ type Session struct {
 	info             Info
 	accepted, dialed Conn // bare; ours to close
 	begin            time.Time
+	follows          bool   // another one on the same connection
 	relay            *relay // nil: the tunnel did not come about
 	answered         bool   // whoever is on the accepted side has been told why, and leaves
 	ended            func(*Session, error)
@@ -213,6 +214,7 @@ func (s *Session) open() {
 	}
 	if f, ok := accepted.(*frames); ok && f.wait {
 		cancel()
+		f.expectDial()
 		go s.wait(f) // handshakes make a stack grow, and this may take long
 		return
 	}
@@ -223,6 +225,9 @@ func (s *Session) open() {
 func (s *Session) wait(f *frames) {
 	target, err := f.awaitDial(s.info.draining, s.f.Until)
 	if err != nil {
+		if s.follows {
+			s.seeOff(f)
+		}
 		release(f)
 		s.close(strayError{err})
 		return

@@ -165,10 +165,12 @@ func begin(ctx context.Context, c Conn) error {
 	})
 }
 
+// expectDial limits the awaitDial that follows. It comes before anybody may set a deadline to end that.
+func (f *frames) expectDial() { f.Conn.SetReadDeadline(time.Unix(0, f.since).Add(maxWait)) }
+
 // awaitDial waits until the client tells the edge to dial; target is what it has chosen, if anything, or TargetEcho. It is over when any of ends is.
 // What it waits with is little: no buffer, and the stack of a goroutine that has done nothing else.
 func (f *frames) awaitDial(ends ...context.Context) (target string, err error) {
-	f.Conn.SetReadDeadline(time.Unix(0, f.since).Add(maxWait))
 	var unhook []func() bool
 	for _, ctx := range ends {
 		if ctx != nil {
