@@ -156,8 +156,8 @@ type Session struct {
 	info             Info
 	accepted, dialed Conn // bare; ours to close
 	begin            time.Time
-	follows          bool   // another one on the same connection
 	relay            *relay // nil: the tunnel did not come about
+	follows          bool   // another one on the same connection
 	answered         bool   // whoever is on the accepted side has been told why, and leaves
 	ended            func(*Session, error)
 }
