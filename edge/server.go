@@ -306,7 +306,6 @@ func (s *Server) admit(v *visit) error {
 	}
 	cut, err := s.addresses.admit(&v.guest, limits, time.Now())
 	if cut != nil {
-		s.refused(ErrPerAddress)
 		cut()
 	}
 	if err != nil {

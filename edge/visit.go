@@ -105,6 +105,7 @@ func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info)
 		defer cancel(nil)
 		ctx = limited
 		v.cut = func() {
+			e.snapshot.server.refused(ErrPerAddress)
 			tunnel.ResetOnClose(accepted)
 			cancel(ErrPerAddress)
 		}
