@@ -453,6 +453,30 @@ func TestForgottenPool(t *testing.T) {
 	}
 }
 
+// What is kept for the next program, and the router has forgotten meanwhile, costs that program no more than what is ready in a pool; and only one.
+func TestForgottenKept(t *testing.T) {
+	t.Parallel()
+	for _, pool := range []string{"0", "2"} {
+		t.Run("pool="+pool, func(t *testing.T) {
+			t.Parallel()
+			v := newTravel(t, wssCase(t), "198.51.100.1", "pool="+pool)
+			for _, h := range v.hold(3) {
+				if err := h.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				if err := h.end(patience); err != io.EOF {
+					t.Fatal(err)
+				}
+			}
+			v.client.await(t, `(?s)("tunnel closed".*){3}`)
+			v.home.forget(t)
+			v.works(t, soon)
+			v.works(t, time.Second)
+			v.fewWarnings(t)
+		})
+	}
+}
+
 // Where nothing answers any more, and nothing says so, programs wait as long as they are told to, with a pool as well.
 func TestWaitInSilence(t *testing.T) {
 	t.Parallel()
