@@ -414,7 +414,7 @@ func TestNextTunnelMayFail(t *testing.T) {
 }
 
 // What a target is told of the client does not depend on which tunnel of the connection it is.
-func TestProxyHeaderOfNextTunnel(t *testing.T) {
+func TestProxyHeaderOfEachTunnel(t *testing.T) {
 	for name, tweak := range edges {
 		for version := 1; version <= 2; version++ {
 			t.Run(fmt.Sprintf("%s, version %d", name, version), func(t *testing.T) {
@@ -539,39 +539,43 @@ func TestWhoMakesRoomIsNotRefused(t *testing.T) {
 	}
 }
 
-// Where all connections are in use nobody waits for what may never come.
+// Where all connections are in use, and somebody is at the door, nobody waits for what may never come.
 func TestFullHouseKeepsNobodyWaiting(t *testing.T) {
-	for _, refuse := range []bool{false, true} {
-		t.Run(fmt.Sprint("refuse=", refuse), func(t *testing.T) {
-			tunneltest.NoLeaks(t)
-			e := run(t, &Config{
-				Listeners: []Listener{{Address: "127.0.0.1:0", Plain: true}}, Limits: Limits{Connections: 2, Refuse: refuse},
-				Sites: []*Site{{Routes: []*Route{{Path: "/tunnel", Target: tunneltest.Echo(t)}}}},
-			})
-			client := func() *lane {
-				return newLane(t, "127.0.0.1", e.address, nil, tunnel.WebSocket{Host: "edge.test", Path: "/tunnel"})
-			}
-			first, second := client(), client()
-			first.wait() // there is room for one more
-			first.stillWaits()
-			within(t, patience, "the edge waits", func() bool { return len(e.log.with("tunnel closed")) == 2 })
-			used := second.open()
-			if err := isEcho(used); err != nil {
-				t.Fatal(err)
-			}
-			if err := first.echo("hello"); err != nil || first.fresh != 1 {
-				t.Fatalf("%v, over %d connections", err, first.fresh)
-			}
-			if first.kept != nil {
-				first.hearsClose(1001)
-			}
-			third := client()
-			within(t, patience, "there is room", func() bool { return third.echo("hello") == nil })
-			if _, err := used.finish(""); err != nil {
-				t.Error(err)
-			}
-		})
+	tunneltest.NoLeaks(t)
+	e := run(t, &Config{
+		Listeners: []Listener{{Address: "127.0.0.1:0", Plain: true}}, Limits: Limits{Connections: 2},
+		Sites: []*Site{{Routes: []*Route{{Path: "/tunnel", Target: tunneltest.Echo(t)}}}},
+	})
+	client := func() *lane {
+		return newLane(t, "127.0.0.1", e.address, nil, tunnel.WebSocket{Host: "edge.test", Path: "/tunnel"})
 	}
+	first, second, third := client(), client(), client()
+	var used []*program
+	for _, l := range []*lane{first, second} {
+		l.wait()
+		p := l.open()
+		if err := isEcho(p); err != nil {
+			t.Fatal(err)
+		}
+		used = append(used, p)
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- third.echo("hello") }()
+	within(t, patience, "a third is at the door", e.room.isAwaited)
+	if got, err := used[0].finish("bye"); err != nil || got != "bye" {
+		t.Errorf("the first: %q, %v", got, err)
+	}
+	if err := <-answer; err != nil {
+		t.Errorf("the third: %v", err)
+	}
+	if first.kept != nil {
+		first.hearsClose(1001)
+	}
+	if got, err := used[1].finish("bye"); err != nil || got != "bye" || second.fresh != 1 {
+		t.Errorf("the second: %q, %v, over %d connections", got, err, second.fresh)
+	}
+	second.stillWaits()
+	third.stillWaits()
 }
 
 // A connection that waits has no place on its route, and looks for one when it is taken.
