@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -135,11 +136,10 @@ func (f *frames) came(n int) {
 // broke turns an error of the connection below into what the stream ends with. A deadline may be
 // lifted and is not remembered, unless it is how a dead peer was declared.
 func (f *frames) broke(err error) error {
-	var n net.Error
 	switch {
 	case f.readErr != nil:
 		return f.readErr
-	case errors.As(err, &n) && n.Timeout():
+	case isTimeout(err):
 		if !f.dead.Load() {
 			return err
 		}
@@ -152,6 +152,16 @@ func (f *frames) broke(err error) error {
 		f.readErr = io.EOF
 	}
 	return f.readErr
+}
+
+// isTimeout tells whether err is that of a deadline, or another one that may pass. A deadline ends many tunnels, and looking for a
+// net.Error takes more of the stack than an idle one has.
+func isTimeout(err error) bool {
+	if op, ok := err.(*net.OpError); ok && op.Err == os.ErrDeadlineExceeded {
+		return true
+	}
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
 }
 
 // parse takes headers and control frames out of p, unmasks the payload and moves it to the front.
