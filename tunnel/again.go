@@ -98,7 +98,7 @@ func (f *frames) renew() {
 func (s *Session) over() {
 	if s.relay.err == nil && s.ctx.Err() == nil {
 		if f, ok := s.relay.a.(*frames); ok && f.goesOn() {
-			s.goOn(f)
+			go s.goOn(f) // the goroutine of a direction has little stack
 			return
 		}
 		if f, ok := s.relay.b.(*frames); ok && s.f.Keep != nil && f.goesOn() {
@@ -117,6 +117,7 @@ func (s *Session) over() {
 
 // goOn waits for the next tunnel on the connection of s, which has ended well.
 func (s *Session) goOn(f *frames) {
+	growStack(0)
 	f.renew()
 	f.expectDial()
 	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), follows: true, ended: s.ended}
@@ -130,7 +131,7 @@ func (s *Session) goOn(f *frames) {
 	}
 	s.tell(nil)
 	s.dialed.Close()
-	go next.wait(f)
+	next.wait(f)
 }
 
 // seeOff ends a connection that has waited in vain for the next tunnel: it returns when the client has all of the last one, as relay.settle
