@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -137,13 +138,17 @@ type said struct {
 // maxFirst is how much of what a program has said goes along with the word that takes a connection, in bytes.
 const maxFirst = 4 << 10
 
+// earshot is what programs are listened to with.
+var earshot = sync.Pool{New: func() any { return new([maxFirst]byte) }}
+
 // first is what the program has said already, if that is little.
 func (s *said) first() []byte {
 	if s.listens && len(s.text) == 0 {
-		buf := make([]byte, maxFirst)
+		buf := earshot.Get().(*[maxFirst]byte)
+		defer earshot.Put(buf)
 		var n int
-		n, s.err = tunnel.ReadNow(s.local, buf)
-		s.text = buf[:n]
+		n, s.err = tunnel.ReadNow(s.local, buf[:])
+		s.text = append(s.text, buf[:n]...)
 	}
 	if len(s.text) > maxFirst {
 		return nil
@@ -216,7 +221,8 @@ func (s *said) left() error { return tunnel.Told{Err: fmt.Errorf("%w: %w", errLe
 
 // listen notes what the program says and, if there is one, tells conn.
 func (s *said) listen(conn tunnel.Conn) {
-	buf := make([]byte, 4<<10)
+	buf := earshot.Get().(*[maxFirst]byte)
+	defer earshot.Put(buf)
 	for len(s.text) < maxSaid && !s.ended {
 		n, err := s.local.Read(buf[:min(len(buf), maxSaid-len(s.text))])
 		s.text = append(s.text, buf[:n]...)
