@@ -66,9 +66,9 @@ func newLab(t *testing.T) *lab {
 func TestAll(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	present, missing := l.present(regexp.MustCompile(`^raimon (tcp|ws|wss|wss full|wss pool)$`))
-	if len(present) != 7 || len(missing) > 0 {
-		t.Fatalf("got %d subjects, %q missing; want 7 and none", len(present), missing)
+	present, missing := l.present(regexp.MustCompile(`^raimon (tcp|(ws|wss)( reuse=off)?|wss full|wss pool)$`))
+	if len(present) != 9 || len(missing) > 0 {
+		t.Fatalf("got %d subjects, %q missing; want 9 and none", len(present), missing)
 	}
 	r := measureAll(t.Context(), l, present, regexp.MustCompile(""), func(line string) { t.Log(line) })
 	for _, f := range r.failures {
