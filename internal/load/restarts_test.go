@@ -18,7 +18,7 @@ import (
 	"raimon/internal/tunneltest"
 )
 
-// TestEdgeRestarts has programs come all the time to a client with a pool, whose edge is killed every second. Each
+// TestEdgeRestarts has programs come all the time to a client with a pool, whose edge is killed again and again. Each
 // connection works or fails within its limit, none has an answer that is cut and looks complete, and in the end the
 // client holds no more than before.
 func TestEdgeRestarts(t *testing.T) {
@@ -29,7 +29,7 @@ func TestEdgeRestarts(t *testing.T) {
 		limit  = wait + 2*time.Second // a busy machine has a part in it
 	)
 	edge := newStation(t, "mortal edge", "raimons", tunneltest.Echo(t), "ws;host=edge.test;path=/ws")
-	client := newStation(t, "client", "raimonc", edge.address, fmt.Sprintf("ws;host=edge.test;path=/ws;pool=4;wait=%[1]v;timeout=%[1]v", wait))
+	client := newStation(t, "client", "raimonc", edge.address, fmt.Sprintf("ws;host=edge.test;path=/ws;pool=4;reuse=1s;wait=%[1]v;timeout=%[1]v", wait))
 	settled := func() held {
 		// Four connections are ready, and nobody is under way.
 		time.Sleep(time.Second)
@@ -40,7 +40,7 @@ func TestEdgeRestarts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var killer sync.WaitGroup
 	killer.Go(func() {
-		for tick := time.NewTicker(time.Second); ctx.Err() == nil; {
+		for tick := time.NewTicker(250 * time.Millisecond); ctx.Err() == nil; {
 			select {
 			case <-ctx.Done():
 			case <-tick.C:
