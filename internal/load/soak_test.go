@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -73,11 +74,15 @@ func TestSoak(t *testing.T) {
 // soakRoutes starts the processes of one transport: an edge and a client that live, a client that is killed again and
 // again, and an edge that is, with a client of its own that lives.
 func soakRoutes(t testing.TB, tr transport, target *target) (routes []*route, steady []*station) {
+	options := tr.client
+	if strings.HasPrefix(options, "ws;") {
+		options += ";reuse=1s" // so that all that is kept is gone soon after a round
+	}
 	edge := newStation(t, tr.name+" edge", "raimons", target.address, tr.server)
-	client := newStation(t, tr.name+" client", "raimonc", edge.address, tr.client)
-	mortalClient := newStation(t, tr.name+" mortal client", "raimonc", edge.address, tr.client)
+	client := newStation(t, tr.name+" client", "raimonc", edge.address, options)
+	mortalClient := newStation(t, tr.name+" mortal client", "raimonc", edge.address, options)
 	mortalEdge := newStation(t, tr.name+" mortal edge", "raimons", target.address, tr.server)
-	survivor := newStation(t, tr.name+" client of mortal edge", "raimonc", mortalEdge.address, tr.client)
+	survivor := newStation(t, tr.name+" client of mortal edge", "raimonc", mortalEdge.address, options)
 	routes = []*route{
 		{target: target, app: client.address},
 		{target: target, app: mortalClient.address, mortal: mortalClient},
