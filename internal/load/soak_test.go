@@ -75,7 +75,7 @@ func TestSoak(t *testing.T) {
 // again, and an edge that is, with a client of its own that lives.
 func soakRoutes(t testing.TB, tr transport, target *target) (routes []*route, steady []*station) {
 	options := tr.client
-	if strings.HasPrefix(options, "ws;") {
+	if strings.Contains(options, ";ws;") {
 		options += ";reuse=1s" // so that all that is kept is gone soon after a round
 	}
 	edge := newStation(t, tr.name+" edge", "raimons", target.address, tr.server)
