@@ -96,22 +96,25 @@ func (f *frames) renew() {
 // over is the end of a tunnel. Its connection to the edge may serve the next one: on the edge it then waits for that, and a client gives
 // it to Keep.
 func (s *Session) over() {
+	a, b := s.relay.a, s.relay.b
 	if s.relay.err == nil && s.ctx.Err() == nil {
-		if f, ok := s.relay.a.(*frames); ok && f.goesOn() {
+		if f, ok := a.(*frames); ok && f.goesOn() {
+			release(b)
 			go s.goOn(f) // the goroutine of a direction has little stack
 			return
 		}
-		if f, ok := s.relay.b.(*frames); ok && s.f.Keep != nil && f.goesOn() {
+		if f, ok := b.(*frames); ok && s.f.Keep != nil && f.goesOn() {
 			f.renew()
 			if s.f.Keep(s, s.dialed, f) {
+				release(a)
 				s.dialed = nil
 				s.close(nil)
 				return
 			}
 		}
 	}
-	release(s.relay.a)
-	release(s.relay.b)
+	release(a)
+	release(b)
 	s.close(s.relay.err)
 }
 

@@ -177,14 +177,14 @@ func (f *frames) putHeader(place []byte, h ws.Header) {
 
 // writeSmall writes a small frame in one write. The caller holds writing.
 func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
-	if f.owed > 0 || len(f.unsent) > 0 {
-		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
-	}
 	return f.writeWhole(f.appendSmall(nil, op, body))
 }
 
 // writeWhole writes small frames. The caller holds writing.
 func (f *frames) writeWhole(frames []byte) error {
+	if f.owed > 0 || len(f.unsent) > 0 {
+		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
+	}
 	n, err := f.Conn.Write(frames)
 	f.torn = f.torn || err != nil && n > 0
 	return err

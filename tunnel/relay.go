@@ -58,6 +58,8 @@ func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received
 	r := newRelay(new(Forwarder).leashFor(ctx), a, b, linger)
 	r.start(func() { close(over) })
 	<-over
+	release(r.a)
+	release(r.b)
 	return r.forth.moved.Load(), r.back.moved.Load(), r.err
 }
 
@@ -130,11 +132,6 @@ func (r *relay) end() {
 	for _, silent := range r.silent {
 		if silent != nil {
 			silent()
-		}
-	}
-	for _, c := range []Conn{r.a, r.b} {
-		if f, ok := c.(*frames); !ok || r.err != nil || !f.goesOn() {
-			release(c)
 		}
 	}
 }

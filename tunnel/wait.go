@@ -90,9 +90,6 @@ func (f *frames) take(word string, data []byte) error {
 	if f.taken.Swap(true) {
 		return errors.New("take: the edge has been told what to do already")
 	}
-	if f.owed > 0 || len(f.unsent) > 0 {
-		return fmt.Errorf("take: %w", os.ErrDeadlineExceeded)
-	}
 	first := f.appendSmall(nil, ws.OpText, []byte(word))
 	if len(data) > 0 {
 		first = f.appendSmall(first, ws.OpBinary, data)
