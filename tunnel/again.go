@@ -83,7 +83,7 @@ func (f *frames) goesOn() bool {
 // renew makes f what it is after a handshake with an edge that waits. Nobody reads or writes.
 func (f *frames) renew() {
 	f.SetDeadline(time.Time{})
-	f.wait, f.open = true, true
+	f.wait, f.open, f.used = true, true, true
 	f.ended, f.isOpen, f.text, f.nonEmpty, f.floodHead = false, false, false, false, 0
 	f.saidEnd.Store(false)
 	f.waiting.Store(false)
@@ -96,26 +96,26 @@ func (f *frames) renew() {
 // over is the end of a tunnel. Its connection to the edge may serve the next one: on the edge it then waits for that, and a client gives
 // it to Keep.
 func (s *Session) over() {
-	a, b := s.relay.a, s.relay.b
-	if s.relay.err == nil && s.ctx.Err() == nil {
-		if f, ok := a.(*frames); ok && f.goesOn() {
-			release(b)
+	r := s.relay
+	if r.err == nil && s.ctx.Err() == nil {
+		if f, ok := r.a.(*frames); ok && f.goesOn() {
+			r.dismiss(r.b)
 			go s.goOn(f) // the goroutine of a direction has little stack
 			return
 		}
-		if f, ok := b.(*frames); ok && s.f.Keep != nil && f.goesOn() {
+		if f, ok := r.b.(*frames); ok && s.f.Keep != nil && f.goesOn() {
 			f.renew()
 			if s.f.Keep(s, s.dialed, f) {
-				release(a)
+				r.dismiss(r.a)
 				s.dialed = nil
 				s.close(nil)
 				return
 			}
 		}
 	}
-	release(a)
-	release(b)
-	s.close(s.relay.err)
+	r.dismiss(r.a)
+	r.dismiss(r.b)
+	s.close(r.err)
 }
 
 // goOn waits for the next tunnel on the connection of s, which has ended well.
@@ -126,6 +126,7 @@ func (s *Session) goOn(f *frames) {
 	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), follows: true, ended: s.ended}
 	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, draining: s.info.draining}
 	if s.f.Again != nil && !s.f.Again(s, next) {
+		letEnd(f)
 		f.hangUp(ws.StatusGoingAway, "")
 		s.seeOff(f)
 		release(f)

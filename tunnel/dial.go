@@ -203,7 +203,7 @@ func (d *Dialer) direct(ctx context.Context, network, name string) (Conn, error)
 
 // connect dials one address, which needs no lookup.
 func (d *Dialer) connect(ctx context.Context, network, address string, fastOpen bool) (Conn, error) {
-	nd := net.Dialer{ControlContext: d.control(fastOpen)}
+	nd := net.Dialer{KeepAliveConfig: dialKeepAlive, ControlContext: d.control(fastOpen)}
 	c, err := nd.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
@@ -211,8 +211,14 @@ func (d *Dialer) connect(ctx context.Context, network, address string, fastOpen 
 	return c.(Conn), nil // *net.TCPConn or *net.UnixConn
 }
 
-// control prepares a socket before it is connected.
+// dialKeepAlive is what package net sets, save the number of probes, which is the system's: on Linux that is the same.
+var dialKeepAlive = net.KeepAliveConfig{Enable: true, Count: -1}
+
+// control prepares a socket before it is connected; nil: there is nothing to prepare.
 func (d *Dialer) control(fastOpen bool) func(context.Context, string, string, syscall.RawConn) error {
+	if !fastOpen && d.Fwmark == 0 && d.ProtectPath == "" && d.allow == nil {
+		return nil
+	}
 	return func(ctx context.Context, network, address string, raw syscall.RawConn) error {
 		if network == "unix" {
 			return nil

@@ -227,6 +227,7 @@ func (s *Session) wait(f *frames) {
 	target, err := f.awaitDial(s.info.draining, s.f.Until)
 	if err != nil {
 		if s.follows {
+			letEnd(f)
 			s.seeOff(f)
 		}
 		release(f)
@@ -428,6 +429,7 @@ func (f *Forwarder) limit(ctx context.Context, info *Info) (context.Context, fun
 // It tells whether the peer has been told so.
 func refuse(accepted Conn, err error) (told bool) {
 	if waiting, ok := accepted.(Answering); ok {
+		letEnd(accepted) // it may have carried a tunnel before
 		if _, failed := waiting.Answer(err); failed == nil {
 			return true
 		}

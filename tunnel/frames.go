@@ -74,6 +74,7 @@ type frames struct {
 	// tunnel has ended well; and it has not heard which target the client has chosen.
 	wait, open, again, unheard bool
 	chooses                    bool // an edge: its clients may choose their target
+	used                       bool // it has carried a tunnel, and Close is a reset still, until letEnd
 
 	mask  Mask
 	peer  peerKind
@@ -127,6 +128,9 @@ func (f *frames) below() Conn { return f.Conn }
 func (f *frames) Close() error {
 	if f.writing.TryLock() {
 		if f.peer == peerRaimon && !f.saidClose.Swap(true) {
+			if f.used {
+				letEnd(f)
+			}
 			f.Conn.SetWriteDeadline(time.Now().Add(time.Second))
 			if !f.saidEnd.Swap(true) {
 				f.writeSmall(ws.OpText, nil)

@@ -58,8 +58,8 @@ func Relay(ctx context.Context, a, b Conn, linger time.Duration) (sent, received
 	r := newRelay(new(Forwarder).leashFor(ctx), a, b, linger)
 	r.start(func() { close(over) })
 	<-over
-	release(r.a)
-	release(r.b)
+	r.dismiss(r.a)
+	r.dismiss(r.b)
 	return r.forth.moved.Load(), r.back.moved.Load(), r.err
 }
 
@@ -82,7 +82,11 @@ type relay struct {
 	refused bool // err comes from an end that takes no more
 	by      side // whose doing the end is: who ended first, or failed
 	settled bool // there is nothing left to cut: a and b may serve others
-	watch   *time.Timer
+
+	// Both ends have got everything, the ends of the stream as well: of a bare socket there is nothing left that Close might reset.
+	acknowledged bool
+
+	watch *time.Timer
 }
 
 func newRelay(leash *leash, a, b Conn, linger time.Duration) *relay {
@@ -98,7 +102,9 @@ func newRelay(leash *leash, a, b Conn, linger time.Duration) *relay {
 // start begins to carry both ways, and calls over when both directions have ended.
 func (r *relay) start(over func()) {
 	for i, c := range []Conn{r.a, r.b} {
-		ResetOnClose(c)
+		if f, ok := c.(*frames); !ok || !f.used {
+			ResetOnClose(c)
+		}
 		if k, ok := c.(keeper); ok {
 			r.silent[i] = k.keepAlive()
 		}
@@ -120,20 +126,23 @@ func (r *relay) carry(d *direction) {
 	}
 }
 
-// end undoes what start did, and lets those connections end that have said all.
+// end is the end of both directions: it undoes what start did, save that Close is a reset.
 func (r *relay) end() {
 	r.settle()
-	for _, c := range []Conn{r.a, r.b} {
-		if r.err == nil || hasHungUp(c) {
-			letEnd(c)
-		}
-	}
 	r.leash.letGo(r)
 	for _, silent := range r.silent {
 		if silent != nil {
 			silent()
 		}
 	}
+}
+
+// dismiss gives up c, which is about to be closed: it may end if it has said all.
+func (r *relay) dismiss(c Conn) {
+	if _, bare := c.(*socket); (r.err == nil || hasHungUp(c)) && !(bare && r.acknowledged) {
+		letEnd(c)
+	}
+	release(c)
 }
 
 // passOn tells the other end what d has ended with.
@@ -337,7 +346,7 @@ func (r *relay) settle() {
 	switch {
 	case r.err == nil:
 		ends := slices.DeleteFunc([]Conn{r.a, r.b}, waitsAgain)
-		awaitSent(r.ctx, r.linger, ends...)
+		r.acknowledged = awaitSent(r.ctx, r.linger, ends...) && tellsUnsent
 	case r.refused && r.ended > 0:
 		awaitSent(r.ctx, lastWords, r.a, r.b)
 	}

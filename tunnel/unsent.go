@@ -6,8 +6,9 @@ import (
 )
 
 // awaitSent waits until the peers' kernels have acknowledged all that was written to conns. It gives up
-// when they have acknowledged nothing for patience (0 or less: never), or when ctx ends.
-func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
+// when they have acknowledged nothing for patience (0 or less: never), or when ctx ends, and tells whether
+// they have everything.
+func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) bool {
 	since := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
 		left := 0
@@ -26,11 +27,11 @@ func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) {
 			}
 		}
 		if left == 0 || patience > 0 && time.Since(since) > patience {
-			return
+			return left == 0
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-time.After(pause):
 		}
 	}

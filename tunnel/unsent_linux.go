@@ -10,6 +10,9 @@ import (
 // tcpClosed is TCP_CLOSE of the kernel's enum of states.
 const tcpClosed = 7
 
+// tellsUnsent: what unsent returns can be relied on.
+const tellsUnsent = true
+
 // unsent is how many bytes the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7)).
 func (s *socket) unsent() int {
 	n := 0
