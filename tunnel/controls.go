@@ -23,12 +23,12 @@ type controls struct {
 	close   ws.StatusCode // owed to the peer; 0: none
 	sending bool
 	stopped bool
+	answers bool // a Pong has ever come
 	timer   *time.Timer
 
 	pinged   time.Time   // when the oldest unanswered Ping was sent; zero: none is out
 	atPing   int64       // data frames written before that
 	digested int64       // data frames written before the last Ping that was answered
-	answers  bool        // a Pong has ever come
 	dead     atomic.Bool // it is declared
 	hungUp   atomic.Bool // we have ended the connection with a Close frame of our own
 }

@@ -18,25 +18,24 @@ type frameReader struct {
 	pending []byte // raw bytes that were read ahead
 
 	head        [ws.MaxHeaderSize]byte
-	headLen     int
-	bytes       bytes.Reader // lets gobwas read head
+	headLen     uint8
+	offset      uint8 // position in the mask key
 	scratchHead [ws.MaxHeaderSize]byte
+	state       ws.State     // what headers are checked against
+	floodHead   uint8        // size of the last header if its frame was one of a flood, else 0
+	bytes       bytes.Reader // lets gobwas read head
 
-	header    ws.Header // of the frame that is being read
-	left      int64     // payload of it to come; 0: a header comes next
-	offset    int       // position in the mask key
-	state     ws.State  // what headers are checked against
-	floodHead int       // size of the last header if its frame was one of a flood, else 0
-	text      bool      // the message is text
-	nonEmpty  bool      // the message has payload
-	isOpen    bool      // the edge has said that its target is there
+	header ws.Header // of the frame that is being read
+	left   int64     // payload of it to come; 0: a header comes next
+	body   []byte    // of the control frame that is being read
 
-	body []byte // of the control frame that is being read
+	text     bool        // the message is text
+	nonEmpty bool        // the message has payload
+	isOpen   bool        // the edge has said that its target is there
+	ended    bool        // the peer has said its end in a frame
+	closed   atomic.Bool // a Close frame has come
+	readErr  error       // what every Read returns from now on
 
-	ended   bool  // the peer has said its end in a frame
-	readErr error // what every Read returns from now on
-
-	closed     atomic.Bool  // a Close frame has come
 	lastRead   atomic.Int64 // when bytes last came, Unix nanoseconds
 	waitsSince atomic.Int64 // since when a read waits for the network; 0: none does
 }
@@ -196,8 +195,8 @@ func (f *frames) chunk(p []byte) []byte {
 	p = p[:min(int64(len(p)), f.left)]
 	f.left -= int64(len(p))
 	if f.header.Masked && f.header.Mask != [4]byte{} {
-		ws.Cipher(p, f.header.Mask, f.offset)
-		f.offset = (f.offset + len(p)) & 3
+		ws.Cipher(p, f.header.Mask, int(f.offset))
+		f.offset = (f.offset + uint8(len(p))) & 3
 	}
 	return p
 }
@@ -209,8 +208,8 @@ func (f *frames) takeHeader(p []byte) int {
 		need = headerSize(f.head[1])
 	}
 	n := copy(f.head[f.headLen:need], p)
-	f.headLen += n
-	if f.headLen < 2 || f.headLen < headerSize(f.head[1]) {
+	f.headLen += uint8(n)
+	if f.headLen < 2 || int(f.headLen) < headerSize(f.head[1]) {
 		return n
 	}
 	f.bytes.Reset(f.head[:f.headLen])
@@ -261,7 +260,7 @@ func (f *frames) begin(h ws.Header) {
 		f.nonEmpty = f.nonEmpty || h.Length > 0
 		f.floodHead = 0
 		if h.Length >= probeSize {
-			f.floodHead = ws.HeaderSize(h)
+			f.floodHead = uint8(ws.HeaderSize(h))
 		}
 		if h.Fin {
 			f.state = f.state.Clear(ws.StateFragmented)

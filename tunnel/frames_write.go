@@ -13,14 +13,14 @@ import (
 // frameWriter is the state of the writing side, guarded by writing.
 type frameWriter struct {
 	key       [4]byte // MaskFixed's
-	unsent    []byte  // rest of a header that a deadline cut off
-	owed      int64   // payload of the frame begun that is still to be written
 	owedKey   [4]byte
-	torn      bool // a small frame has not got out whole
-	owedAt    int  // position in owedKey
+	unsent    []byte // rest of a header that a deadline cut off
+	owed      int64  // payload of the frame begun that is still to be written
+	owedAt    int    // position in owedKey
 	place     placeWriter
 	scratch   [ws.MaxHeaderSize]byte
 	drainHead [ws.MaxHeaderSize]byte // header before a spliced payload
+	torn      bool                   // a small frame has not got out whole
 	deadline  atomic.Int64           // Unix nanoseconds; 0: none
 
 	saidEnd   atomic.Bool

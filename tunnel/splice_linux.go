@@ -300,7 +300,7 @@ func (f *frames) spliceable() (int, error) {
 // readHeader reads a header of the size that the frame before had.
 func (f *frames) readHeader(s *socket) error {
 	f.waits()
-	b, err := s.readBuffer(f.floodHead)
+	b, err := s.readBuffer(int(f.floodHead))
 	if err != nil {
 		f.came(0)
 		return f.broke(err)
