@@ -124,7 +124,7 @@ func (s *Session) goOn(f *frames) {
 	f.renew()
 	f.expectDial()
 	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), follows: true, ended: s.ended}
-	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, draining: s.info.draining}
+	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, drain: s.info.drain}
 	if s.f.Again != nil && !s.f.Again(s, next) {
 		letEnd(f)
 		f.hangUp(ws.StatusGoingAway, "")

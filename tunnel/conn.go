@@ -41,35 +41,57 @@ type Info struct {
 	// Attrs go into the log line of the connection, as pairs or slog.Attr.
 	Attrs []any
 
-	limit    *time.Timer     // ends handshakes and dial; nil: no limit
-	timeout  time.Duration   // what limit is set to
-	draining context.Context // ends when nothing new is to begin; nil: never
+	limit   *time.Timer   // ends handshakes and dial; nil: no limit
+	timeout time.Duration // what limit is set to
+	drain   *drain        // nil: there is always something new to begin
 }
 
 // UntilDraining returns ctx for what is not worth waiting for when nothing new is to begin.
 func (i *Info) UntilDraining(ctx context.Context) (context.Context, func()) {
-	return i.untilDraining(ctx, func(end func()) { end() })
+	if i.drain == nil {
+		return ctx, func() {}
+	}
+	return until(ctx, i.drain.ctx)
+}
+
+// WhileShakingHands is UntilDraining for a handshake of which the client may have said something already: it
+// has a second more. Who has shaken hands in TLS does not expect to be turned away.
+func (i *Info) WhileShakingHands(ctx context.Context) (context.Context, func()) {
+	if i.drain == nil {
+		return ctx, func() {}
+	}
+	return until(ctx, i.drain.late)
+}
+
+// until returns ctx, which ends with ErrDrained when end does.
+func until(ctx, end context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(end, func() { cancel(ErrDrained) })
+	return ctx, func() {
+		unhook()
+		cancel(nil)
+	}
+}
+
+// drain is when nothing new is to begin.
+type drain struct {
+	ctx  context.Context // ends then
+	late context.Context // ends when handshakes that had begun have had handshakeGrace as well
 }
 
 // handshakeGrace is enough for what the client of a handshake has on the way.
 const handshakeGrace = time.Second
 
-// WhileShakingHands is UntilDraining for a handshake of which the client may have said something already: it
-// has a second more. Who has shaken hands in TLS does not expect to be turned away.
-func (i *Info) WhileShakingHands(ctx context.Context) (context.Context, func()) {
-	return i.untilDraining(ctx, func(end func()) { time.AfterFunc(handshakeGrace, end) })
-}
-
-func (i *Info) untilDraining(ctx context.Context, drained func(end func())) (context.Context, func()) {
-	if i.draining == nil {
-		return ctx, func() {}
+// drainFor is that of all sessions with ctx.
+func (f *Forwarder) drainFor(ctx context.Context) *drain {
+	d := f.drain.Load()
+	if d == nil || d.ctx != ctx {
+		late, end := context.WithCancel(context.Background())
+		context.AfterFunc(ctx, func() { time.AfterFunc(handshakeGrace, end) })
+		d = &drain{ctx, late}
+		f.drain.Store(d)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	unhook := context.AfterFunc(i.draining, func() { drained(func() { cancel(ErrDrained) }) })
-	return ctx, func() {
-		unhook()
-		cancel(nil)
-	}
+	return d
 }
 
 // Patience returns ctx for a wait in the middle of the handshakes. It has as long as they have to itself, and ends with

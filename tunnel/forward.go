@@ -64,6 +64,7 @@ type Forwarder struct {
 	Level slog.Level
 
 	leash atomic.Pointer[leash] // of the context of the last session
+	drain atomic.Pointer[drain]
 }
 
 // Serve forwards what l accepts until ctx ends. It then closes l, lets open tunnels go on for Drain,
@@ -199,7 +200,7 @@ func (s *Session) Received() int64 {
 
 func (f *Forwarder) session(ctx, draining context.Context, c Conn, ended func(*Session, error)) *Session {
 	s := &Session{f: f, ctx: ctx, accepted: c, begin: time.Now(), ended: ended}
-	s.info = Info{Client: c.RemoteAddr(), draining: draining}
+	s.info = Info{Client: c.RemoteAddr(), drain: f.drainFor(draining)}
 	return s
 }
 
@@ -224,7 +225,7 @@ func (s *Session) open() {
 
 // wait is the life of a connection until its client wants a tunnel, if it ever does.
 func (s *Session) wait(f *frames) {
-	target, err := f.awaitDial(s.info.draining, s.f.Until)
+	target, err := f.awaitDial(s.info.drain.ctx, s.f.Until)
 	if err != nil {
 		if s.follows {
 			letEnd(f)
@@ -331,11 +332,7 @@ func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
 // openOwn has Forwarder.Open reach the other side.
 func (s *Session) openOwn(accepted Conn) (Conn, error) {
 	s.info.stopLimit()
-	ctx := s.ctx
-	if s.info.draining != nil {
-		ctx = s.info.draining // which ends no later
-	}
-	bare, c, err := s.f.Open(ctx, accepted, &s.info)
+	bare, c, err := s.f.Open(s.info.drain.ctx, accepted, &s.info)
 	s.dialed = bare
 	return c, err
 }
@@ -343,7 +340,7 @@ func (s *Session) openOwn(accepted Conn) (Conn, error) {
 // answer tells the accepted side that the other one is there, if it waits for that.
 func answer(ctx context.Context, accepted Conn) (c Conn, err error) {
 	waiting, ok := accepted.(Answering)
-	if !ok {
+	if f, isFrames := accepted.(*frames); !ok || isFrames && !f.open {
 		return accepted, nil
 	}
 	err = interruptible(ctx, accepted, func() (err error) {

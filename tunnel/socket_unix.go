@@ -24,7 +24,6 @@ type socketReader struct {
 // bind makes the callbacks of s once, for all its reads.
 func (s *socket) bind() {
 	s.reader.try = s.tryRead
-	s.bindSplice()
 }
 
 // socketWriter holds what one write in progress needs. Unlike a read, which is always waiting, a write

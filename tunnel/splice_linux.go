@@ -114,7 +114,7 @@ func (pp *pipePool) closeIdle() {
 
 // spliceReader holds one move from a socket into a pipe.
 type spliceReader struct {
-	try func(fd uintptr) bool
+	try func(fd uintptr) bool // nil: nothing has been moved yet
 	max int
 	p   *pipe
 	err error
@@ -134,8 +134,6 @@ var spliceWriters = sync.Pool{New: func() any {
 	w.try = w.drain
 	return w
 }}
-
-func (s *socket) bindSplice() { s.reader.splice.try = s.tryFill }
 
 // spliceSource is a Conn whose next bytes can be moved without looking at them.
 type spliceSource interface {
@@ -160,6 +158,9 @@ func (s *socket) drainable() bool          { return true }
 
 func (s *socket) fill(max int) (*pipe, error) {
 	r := &s.reader.splice
+	if r.try == nil {
+		r.try = s.tryFill
+	}
 	r.max, r.p, r.err = max, nil, nil
 	if err := s.raw.Read(r.try); err != nil {
 		return nil, err

@@ -5,7 +5,5 @@ package tunnel
 // Without splice(2) every byte is copied through a pooled buffer.
 type spliceReader struct{}
 
-func (s *socket) bindSplice() {}
-
 // splice moves nothing here.
 func (d *direction) splice() (moved int, err error) { return 0, nil }

@@ -51,8 +51,8 @@ func (w *WebSocket) serveHTTP(ctx context.Context, c Conn, head []byte, info *In
 	visit.idle = time.AfterFunc(w.idleTimeout(), func() { visit.conn.Close() })
 	visit.idle.Stop()
 	defer visit.idle.Stop()
-	if info.draining != nil {
-		defer context.AfterFunc(info.draining, func() {
+	if info.drain != nil {
+		defer context.AfterFunc(info.drain.ctx, func() {
 			server.SetKeepAlivesEnabled(false)
 			if !visit.busy.Load() {
 				hangUp()

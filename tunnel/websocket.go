@@ -295,6 +295,8 @@ func (h *headReader) explain(err error) error {
 func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error) {
 	c, head := detach(c)
 	c = asSocket(c)
+	wake := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
+	defer wake()
 	if len(head) == 0 {
 		var err error
 		if head, err = w.firstBytes(ctx, c, info); err != nil {
@@ -307,7 +309,6 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 			return nil, err
 		}
 	}
-	wake := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
 	_, err = io.WriteString(c, up.answer)
 	if !wake() {
 		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
@@ -328,21 +329,23 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 	return f, nil
 }
 
-// firstBytes waits for a visitor to speak, unless nothing new is to begin.
+// firstBytes waits for a visitor to speak, unless nothing new is to begin, or ctx ends, which wakes it.
 func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte, error) {
-	begun, stop := info.WhileShakingHands(ctx)
-	defer stop()
-	wake := context.AfterFunc(begun, func() { c.SetDeadline(past) })
+	leave := func() bool { return true }
+	if info.drain != nil {
+		leave = context.AfterFunc(info.drain.late, func() { c.SetReadDeadline(past) })
+	}
 	if info.limit == nil {
 		c.SetReadDeadline(time.Now().Add(w.idleTimeout()))
 		defer c.SetReadDeadline(time.Time{})
 	}
 	b, err := readBuffer(c, probeSize)
 	defer b.free()
+	isDrained := !leave()
 	switch {
-	case !wake() && ctx.Err() != nil:
+	case ctx.Err() != nil:
 		return nil, fmt.Errorf("websocket handshake: %w", context.Cause(ctx))
-	case begun.Err() != nil:
+	case isDrained:
 		return nil, ErrNoTunnel
 	case b == nil:
 		if err == io.EOF {

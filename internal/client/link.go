@@ -192,8 +192,12 @@ func (l *link) dial(parent context.Context, limit time.Duration, wait bool, targ
 // shakeHands makes a connection to the edge within limit, and one of transport upon it. Where one of its addresses takes a connection, and then is not the
 // edge, the others are tried; each once, because that is remembered. The end of parent, unlike that of ctx, is not the fault of any.
 func (l *link) shakeHands(ctx, parent context.Context, limit time.Duration, transport tunnel.Transport) (bare, conn tunnel.Conn, err error) {
-	reaching, cancel := context.WithTimeoutCause(ctx, limit, tunnel.ErrTimeout)
-	defer cancel()
+	reaching := ctx
+	if limit < l.timeout() {
+		var cancel func()
+		reaching, cancel = context.WithTimeoutCause(ctx, limit, tunnel.ErrTimeout)
+		defer cancel()
+	}
 	for {
 		bare, err = l.Dialer.Dial(reaching, l.Remote)
 		if err != nil {
