@@ -414,12 +414,21 @@ func (d *direction) copy() error {
 	}
 }
 
+// floods is how many directions of all tunnels are handing on what a large read has brought.
+var floods atomic.Int32
+
 // write sends what one read has brought, and gives b back.
 func (d *direction) write(b *buffer) error {
 	n := b.len()
 	d.bulk = n >= probeSize/2
 	d.writing.Store(true)
+	flood := int32(0)
+	if d.bulk {
+		flood = 1
+	}
+	floods.Add(flood)
 	err := writeBuffer(d.dst, b)
+	floods.Add(-flood)
 	d.writing.Store(false)
 	b.free()
 	if err != nil {
