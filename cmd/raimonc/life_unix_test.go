@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 	"testing"
 	"time"
@@ -90,6 +91,7 @@ func TestStdioEndsWithTheSignal(t *testing.T) {
 // Ssh ends its ProxyCommand with SIGHUP. Nothing is said about that; the status tells whether anything had come.
 func TestStdioHangUp(t *testing.T) {
 	t.Parallel()
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // under nohup, raimonc would be born deaf to it
 	for answer, want := range map[string]int{"x": 0, "": 1} {
 		reached := make(chan struct{})
 		s := startStdio(t, tunneltest.Serve(t, func(c *net.TCPConn) {
