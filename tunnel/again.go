@@ -122,6 +122,10 @@ func (s *Session) over() {
 func (s *Session) goOn(f *frames) {
 	growStack(0)
 	f.renew()
+	if s, ok := bottomSocket(f); ok && s.unsent() > probeSize {
+		letEnd(f) // the tail of this tunnel comes even if the process dies
+		f.used = false
+	}
 	f.expectDial()
 	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), follows: true, ended: s.ended}
 	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, drain: s.info.drain}

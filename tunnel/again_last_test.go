@@ -185,36 +185,60 @@ func TestConnectionThatNobodyKeeps(t *testing.T) {
 	}
 }
 
-// A client that has no more use for a connection that it has kept says so, and is heard: what ended well is not reset.
+// A connection that a client has kept ends in order, whoever ends it: what ended well is not reset.
 func TestKeptConnectionIsClosed(t *testing.T) {
-	tunneltest.NoLeaks(t)
-	edge := make(chan *net.TCPConn, 1)
 	w := &tunnel.WebSocket{Host: "localhost", Path: "/ws", Reuse: true}
-	address := tunneltest.Serve(t, func(c *net.TCPConn) {
-		if _, err := w.Server(t.Context(), c, new(tunnel.Info)); err != nil {
-			t.Error(err)
-		}
-		edge <- c
-		<-t.Context().Done()
-	})
-	r := newRow(tunnel.Transport{w}, address)
-	if err := r.carry(t, func(app tunnel.Conn) error {
-		h := hand{t, <-edge, nil}
-		edge <- h.Conn.(*net.TCPConn)
-		h.SetDeadline(time.Now().Add(20 * time.Second))
-		app.CloseWrite()
-		h.hearMasked(endFrame)
-		h.Write(append(ws.MustCompileFrame(endFrame), ws.MustCompileFrame(word("wait"))...))
-		_, err := io.ReadAll(app)
-		return err
-	}); err != nil {
-		t.Fatal(err)
+	for name, play := range map[string]func(h hand, kept tunnel.Conn){
+		"nobody has a use for it": func(h hand, kept tunnel.Conn) {
+			kept.Close()
+			h.hearMasked(endFrame)
+			h.hearMasked(closeFrame)
+		},
+		"the edge waits no longer": func(h hand, kept tunnel.Conn) {
+			h.Write(ws.MustCompileFrame(goingAway))
+			if err := tunnel.AwaitOpen(kept); err == nil {
+				t.Error("the edge has a target")
+			}
+			h.hearMasked(goingAway)
+			kept.Close()
+		},
+		"the edge says what it may not": func(h hand, kept tunnel.Conn) {
+			h.Write(ws.MustCompileFrame(word("wait")))
+			if err := tunnel.AwaitOpen(kept); err == nil {
+				t.Error("the edge has a target")
+			}
+			kept.Close()
+			h.hearMasked(ws.NewCloseFrame(ws.NewCloseFrameBody(ws.StatusProtocolError, "")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tunneltest.NoLeaks(t)
+			edge := make(chan *net.TCPConn, 1)
+			address := tunneltest.Serve(t, func(c *net.TCPConn) {
+				if _, err := w.Server(t.Context(), c, new(tunnel.Info)); err != nil {
+					t.Error(err)
+				}
+				edge <- c
+				<-t.Context().Done()
+			})
+			r := newRow(tunnel.Transport{w}, address)
+			var h hand
+			if err := r.carry(t, func(app tunnel.Conn) error {
+				h = hand{t, <-edge, nil}
+				h.SetDeadline(time.Now().Add(20 * time.Second))
+				app.CloseWrite()
+				h.hearMasked(endFrame)
+				h.Write(append(ws.MustCompileFrame(endFrame), ws.MustCompileFrame(word("wait"))...))
+				_, err := io.ReadAll(app)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			<-r.kept
+			play(h, <-r.kept)
+			h.hearEnd()
+		})
 	}
-	r.close(t)
-	h := hand{t, <-edge, nil}
-	h.hearMasked(endFrame)
-	h.hearMasked(closeFrame)
-	h.hearEnd()
 }
 
 // What is done to a tunnel that has ended does not reach the next one.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -55,7 +56,7 @@ func (i *Info) UntilDraining(ctx context.Context) (context.Context, func()) {
 }
 
 // WhileShakingHands is UntilDraining for a handshake of which the client may have said something already: it
-// has a second more. Who has shaken hands in TLS does not expect to be turned away.
+// has handshakeGrace more.
 func (i *Info) WhileShakingHands(ctx context.Context) (context.Context, func()) {
 	if i.drain == nil {
 		return ctx, func() {}
@@ -73,23 +74,31 @@ func until(ctx, end context.Context) (context.Context, func()) {
 	}
 }
 
-// drain is when nothing new is to begin.
+// drain is when nothing new is to begin. Who is shaking hands then may still come to an end of it, one step after the other.
 type drain struct {
-	ctx  context.Context // ends then
-	late context.Context // ends when handshakes that had begun have had handshakeGrace as well
+	ctx   context.Context // ends then
+	late  context.Context // ends handshakeGrace later
+	later context.Context // ends once more so much later: who has shaken hands in TLS does not expect to be turned away
 }
 
 // handshakeGrace is enough for what the client of a handshake has on the way.
 const handshakeGrace = time.Second
 
+// lastDrain is of the context of the last session: all that a program has are of the same.
+var lastDrain atomic.Pointer[drain]
+
 // drainFor is that of all sessions with ctx.
-func (f *Forwarder) drainFor(ctx context.Context) *drain {
-	d := f.drain.Load()
+func drainFor(ctx context.Context) *drain {
+	d := lastDrain.Load()
 	if d == nil || d.ctx != ctx {
-		late, end := context.WithCancel(context.Background())
-		context.AfterFunc(ctx, func() { time.AfterFunc(handshakeGrace, end) })
-		d = &drain{ctx, late}
-		f.drain.Store(d)
+		late, endLate := context.WithCancel(context.Background())
+		later, endLater := context.WithCancel(context.Background())
+		context.AfterFunc(ctx, func() {
+			time.AfterFunc(handshakeGrace, endLate)
+			time.AfterFunc(2*handshakeGrace, endLater)
+		})
+		d = &drain{ctx, late, later}
+		lastDrain.Store(d)
 	}
 	return d
 }

@@ -211,7 +211,7 @@ func (d *Dialer) connect(ctx context.Context, network, address string, fastOpen 
 	return c.(Conn), nil // *net.TCPConn or *net.UnixConn
 }
 
-// dialKeepAlive is what package net sets, save the number of probes, which is the system's: on Linux that is the same.
+// dialKeepAlive is what package net sets, save the number of probes, which is the system's: on Linux nine as well, unless it was changed.
 var dialKeepAlive = net.KeepAliveConfig{Enable: true, Count: -1}
 
 // control prepares a socket before it is connected; nil: there is nothing to prepare.

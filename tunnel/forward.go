@@ -64,7 +64,6 @@ type Forwarder struct {
 	Level slog.Level
 
 	leash atomic.Pointer[leash] // of the context of the last session
-	drain atomic.Pointer[drain]
 }
 
 // Serve forwards what l accepts until ctx ends. It then closes l, lets open tunnels go on for Drain,
@@ -200,7 +199,7 @@ func (s *Session) Received() int64 {
 
 func (f *Forwarder) session(ctx, draining context.Context, c Conn, ended func(*Session, error)) *Session {
 	s := &Session{f: f, ctx: ctx, accepted: c, begin: time.Now(), ended: ended}
-	s.info = Info{Client: c.RemoteAddr(), drain: f.drainFor(draining)}
+	s.info = Info{Client: c.RemoteAddr(), drain: drainFor(draining)}
 	return s
 }
 

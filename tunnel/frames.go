@@ -66,7 +66,7 @@ func (e *CloseError) Error() string {
 
 // frames is the framing of RFC 6455 over any Conn: what is written leaves as binary messages, what
 // comes in binary or text messages is read. Nothing is kept of a payload, whatever length is
-// declared. Each idle tunnel has one: the order of the fields keeps it at 512 bytes, above which Go takes 640.
+// declared. Each idle tunnel has one: the order of its fields keeps it at 512 bytes, a size that Go allocates.
 type frames struct {
 	Conn
 	client bool
@@ -126,11 +126,11 @@ func (f *frames) below() Conn { return f.Conn }
 // Close closes the connection at once. Where nobody is writing it ends our direction first, as the
 // Close of a TCP connection does.
 func (f *frames) Close() error {
+	if f.used {
+		letEnd(f)
+	}
 	if f.writing.TryLock() {
 		if f.peer == peerRaimon && !f.saidClose.Swap(true) {
-			if f.used {
-				letEnd(f)
-			}
 			f.Conn.SetWriteDeadline(time.Now().Add(time.Second))
 			if !f.saidEnd.Swap(true) {
 				f.writeSmall(ws.OpText, nil)

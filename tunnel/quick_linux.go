@@ -22,10 +22,11 @@ const (
 	ordinaryRead = 8        // each so many of a streak is no quick one
 )
 
-// isLong tells whether a call that copies size bytes, beside so many directions that move bulk, might keep others waiting.
-func isLong(size int, floods int32) bool {
-	return size > quickSize && int(floods) >= runtime.GOMAXPROCS(0)
-}
+var processors = int32(runtime.GOMAXPROCS(0))
+
+// isLong tells whether a call that copies size bytes might keep others waiting, beside so many directions that move bulk. Those that wait for
+// their peers meanwhile are counted as well: then a call is an ordinary one without need.
+func isLong(size int, floods int32) bool { return size > quickSize && floods >= processors }
 
 // quickRead is read(2) on a descriptor that does not block. Streak is how many reads have brought something since one has not.
 func quickRead(fd int, p []byte, streak uint32) (int, error) {
@@ -39,7 +40,7 @@ func quickRead(fd int, p []byte, streak uint32) (int, error) {
 	return int(n), nil
 }
 
-// quickWrite is write(2) on a descriptor that does not block. Whose write it is counts among floods.
+// quickWrite is write(2) on a descriptor that does not block. A direction that moves bulk counts among floods itself.
 func quickWrite(fd int, p []byte) (int, error) {
 	if len(p) == 0 || isLong(len(p), floods.Load()) {
 		return unix.Write(fd, p)

@@ -346,7 +346,7 @@ func (r *relay) settle() {
 	switch {
 	case r.err == nil:
 		ends := slices.DeleteFunc([]Conn{r.a, r.b}, waitsAgain)
-		r.acknowledged = awaitSent(r.ctx, r.linger, ends...) && tellsUnsent
+		r.acknowledged = awaitSent(r.ctx, r.linger, ends...)
 	case r.refused && r.ended > 0:
 		awaitSent(r.ctx, lastWords, r.a, r.b)
 	}
@@ -422,13 +422,13 @@ func (d *direction) write(b *buffer) error {
 	n := b.len()
 	d.bulk = n >= probeSize/2
 	d.writing.Store(true)
-	flood := int32(0)
 	if d.bulk {
-		flood = 1
+		floods.Add(1)
 	}
-	floods.Add(flood)
 	err := writeBuffer(d.dst, b)
-	floods.Add(-flood)
+	if d.bulk {
+		floods.Add(-1)
+	}
 	d.writing.Store(false)
 	b.free()
 	if err != nil {

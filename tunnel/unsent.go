@@ -7,17 +7,18 @@ import (
 
 // awaitSent waits until the peers' kernels have acknowledged all that was written to conns. It gives up
 // when they have acknowledged nothing for patience (0 or less: never), or when ctx ends, and tells whether
-// they have everything.
+// they are known to have everything.
 func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) bool {
 	since := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
-		left := 0
+		left, isKnown := 0, true
 		for _, c := range conns {
 			s, ok := bottomSocket(c)
 			if !ok {
 				continue
 			}
-			n := s.unsent()
+			n, known := s.outq()
+			isKnown = isKnown && known
 			if n == 0 {
 				continue
 			}
@@ -27,7 +28,7 @@ func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) bool 
 			}
 		}
 		if left == 0 || patience > 0 && time.Since(since) > patience {
-			return left == 0
+			return left == 0 && isKnown
 		}
 		select {
 		case <-ctx.Done():
@@ -35,6 +36,12 @@ func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) bool 
 		case <-time.After(pause):
 		}
 	}
+}
+
+// unsent is outq, or 0 where that is not known.
+func (s *socket) unsent() int {
+	n, _ := s.outq()
+	return n
 }
 
 // hasTakenAll tells whether the kernel of c's peer has acknowledged all that was written to c, as far as is known.

@@ -10,21 +10,17 @@ import (
 // tcpClosed is TCP_CLOSE of the kernel's enum of states.
 const tcpClosed = 7
 
-// tellsUnsent: what unsent returns can be relied on.
-const tellsUnsent = true
-
-// unsent is how many bytes the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7)).
-func (s *socket) unsent() int {
-	n := 0
+// outq is how many bytes the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7)), the end included; not known of some kinds of
+// socket, such as those of MPTCP.
+func (s *socket) outq() (n int, known bool) {
 	s.raw.Control(func(fd uintptr) {
-		if v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
-			n = v
-		}
+		v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		n, known = v, err == nil
 	})
 	if n > 0 && s.isDead() {
-		return 0 // what was lost stays counted for ever
+		return 0, known // what was lost stays counted for ever
 	}
-	return n
+	return n, known
 }
 
 // isDead tells whether the connection is over in both directions, by a reset or because both have

@@ -7,11 +7,8 @@ import (
 	"time"
 )
 
-// tellsUnsent: what unsent returns is no more than a guess.
-const tellsUnsent = false
-
-// unsent is not told by this system; its kernel is trusted to deliver after Close.
-func (s *socket) unsent() int { return 0 }
+// outq is not told by this system; its kernel is trusted to deliver after Close.
+func (s *socket) outq() (n int, known bool) { return 0, false }
 
 func (s *socket) isDead() bool { return false }
 

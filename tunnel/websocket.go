@@ -333,7 +333,11 @@ func (w *WebSocket) Server(ctx context.Context, c Conn, info *Info) (Conn, error
 func (w *WebSocket) firstBytes(ctx context.Context, c Conn, info *Info) ([]byte, error) {
 	leave := func() bool { return true }
 	if info.drain != nil {
-		leave = context.AfterFunc(info.drain.late, func() { c.SetReadDeadline(past) })
+		end := info.drain.late
+		if info.TLS != nil {
+			end = info.drain.later
+		}
+		leave = context.AfterFunc(end, func() { c.SetReadDeadline(past) })
 	}
 	if info.limit == nil {
 		c.SetReadDeadline(time.Now().Add(w.idleTimeout()))
