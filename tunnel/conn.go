@@ -87,8 +87,11 @@ const handshakeGrace = time.Second
 // lastDrain is of the context of the last session: all that a program has are of the same.
 var lastDrain atomic.Pointer[drain]
 
-// drainFor is that of all sessions with ctx.
+// drainFor is that of all sessions with ctx; nil where that never ends.
 func drainFor(ctx context.Context) *drain {
+	if ctx == nil || ctx.Done() == nil {
+		return nil
+	}
 	d := lastDrain.Load()
 	if d == nil || d.ctx != ctx {
 		late, endLate := context.WithCancel(context.Background())

@@ -224,7 +224,7 @@ func (s *Session) open() {
 
 // wait is the life of a connection until its client wants a tunnel, if it ever does.
 func (s *Session) wait(f *frames) {
-	target, err := f.awaitDial(s.info.drain.ctx, s.f.Until)
+	target, err := f.awaitDial(s.draining(), s.f.Until)
 	if err != nil {
 		if s.follows {
 			letEnd(f)
@@ -331,9 +331,17 @@ func (s *Session) dial(ctx context.Context, accepted Conn) (Conn, error) {
 // openOwn has Forwarder.Open reach the other side.
 func (s *Session) openOwn(accepted Conn) (Conn, error) {
 	s.info.stopLimit()
-	bare, c, err := s.f.Open(s.info.drain.ctx, accepted, &s.info)
+	bare, c, err := s.f.Open(s.draining(), accepted, &s.info)
 	s.dialed = bare
 	return c, err
+}
+
+// draining ends when nothing new is to begin, and no later than the session's context.
+func (s *Session) draining() context.Context {
+	if s.info.drain == nil {
+		return s.ctx
+	}
+	return s.info.drain.ctx
 }
 
 // answer tells the accepted side that the other one is there, if it waits for that.
