@@ -122,7 +122,7 @@ func (s *Session) over() {
 func (s *Session) goOn(f *frames) {
 	growStack(0)
 	f.renew()
-	if s, ok := bottomSocket(f); ok && s.unsent() > probeSize {
+	if below, ok := bottomSocket(f); ok && below.unsent() > probeSize {
 		letEnd(f) // the tail of this tunnel comes even if the process dies
 		f.used = false
 	}
@@ -130,7 +130,6 @@ func (s *Session) goOn(f *frames) {
 	next := &Session{f: s.f, ctx: s.ctx, accepted: s.accepted, begin: time.Now(), follows: true, ended: s.ended}
 	next.info = Info{Client: s.info.Client, ServerName: s.info.ServerName, Path: s.info.Path, Attrs: s.info.Attrs, Route: s.info.Route, drain: s.info.drain}
 	if s.f.Again != nil && !s.f.Again(s, next) {
-		letEnd(f)
 		f.hangUp(ws.StatusGoingAway, "")
 		s.seeOff(f)
 		release(f)
@@ -145,6 +144,7 @@ func (s *Session) goOn(f *frames) {
 // seeOff ends a connection that has waited in vain for the next tunnel: it returns when the client has all of the last one, as relay.settle
 // does. What the client says is read meanwhile, since a Close would make a reset of it, which drops what is still on its way.
 func (s *Session) seeOff(f *frames) {
+	letEnd(f)
 	if hasTakenAll(f) {
 		return
 	}

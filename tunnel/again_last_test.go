@@ -187,7 +187,6 @@ func TestConnectionThatNobodyKeeps(t *testing.T) {
 
 // A connection that a client has kept ends in order, whoever ends it: what ended well is not reset.
 func TestKeptConnectionIsClosed(t *testing.T) {
-	w := &tunnel.WebSocket{Host: "localhost", Path: "/ws", Reuse: true}
 	for name, play := range map[string]func(h hand, kept tunnel.Conn){
 		"nobody has a use for it": func(h hand, kept tunnel.Conn) {
 			kept.Close()
@@ -213,19 +212,10 @@ func TestKeptConnectionIsClosed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tunneltest.NoLeaks(t)
-			edge := make(chan *net.TCPConn, 1)
-			address := tunneltest.Serve(t, func(c *net.TCPConn) {
-				if _, err := w.Server(t.Context(), c, new(tunnel.Info)); err != nil {
-					t.Error(err)
-				}
-				edge <- c
-				<-t.Context().Done()
-			})
-			r := newRow(tunnel.Transport{w}, address)
+			r, edge := rowByHand(t)
 			var h hand
 			if err := r.carry(t, func(app tunnel.Conn) error {
-				h = hand{t, <-edge, nil}
-				h.SetDeadline(time.Now().Add(20 * time.Second))
+				h = <-edge
 				app.CloseWrite()
 				h.hearMasked(endFrame)
 				h.Write(append(ws.MustCompileFrame(endFrame), ws.MustCompileFrame(word("wait"))...))

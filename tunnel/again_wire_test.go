@@ -510,6 +510,22 @@ func TestViolationsAroundWait(t *testing.T) {
 	}
 }
 
+// rowByHand is a client over ws, and the edge that it connects to, which speaks by hand once it has shaken hands.
+func rowByHand(t testing.TB) (*row, chan hand) {
+	t.Helper()
+	edge := make(chan hand, 1)
+	w := &tunnel.WebSocket{Host: "localhost", Path: "/ws", Reuse: true}
+	address := tunneltest.Serve(t, func(c *net.TCPConn) {
+		if _, err := w.Server(t.Context(), c, new(tunnel.Info)); err != nil {
+			t.Error(err)
+		}
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		edge <- hand{t, c, nil}
+		<-t.Context().Done()
+	})
+	return newRow(tunnel.Transport{w}, address), edge
+}
+
 // What an edge may not say to a client that wants to use the connection again.
 func TestViolationsOfAnEdge(t *testing.T) {
 	frame := func(f ws.Frame) []byte { return ws.MustCompileFrame(f) }
@@ -527,23 +543,13 @@ func TestViolationsOfAnEdge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tunneltest.NoLeaks(t)
-			edge := make(chan *net.TCPConn, 1)
-			w := &tunnel.WebSocket{Host: "localhost", Path: "/ws", Reuse: true}
-			address := tunneltest.Serve(t, func(c *net.TCPConn) {
-				if _, err := w.Server(t.Context(), c, new(tunnel.Info)); err != nil {
-					t.Error(err)
-				}
-				edge <- c
-				<-t.Context().Done()
-			})
-			r := newRow(tunnel.Transport{w}, address)
+			r, edge := rowByHand(t)
 			r.Keep = func(*tunnel.Session, tunnel.Conn, tunnel.Conn) bool {
 				t.Error("the connection is used again")
 				return false
 			}
 			err := r.carry(t, func(app tunnel.Conn) error {
-				h := hand{t, <-edge, nil}
-				h.SetDeadline(time.Now().Add(20 * time.Second))
+				h := <-edge
 				if !tt.halfClose {
 					app.CloseWrite()
 					h.hearMasked(endFrame)

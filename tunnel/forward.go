@@ -227,7 +227,6 @@ func (s *Session) wait(f *frames) {
 	target, err := f.awaitDial(s.draining(), s.f.Until)
 	if err != nil {
 		if s.follows {
-			letEnd(f)
 			s.seeOff(f)
 		}
 		release(f)
