@@ -9,7 +9,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         haproxy:haproxy \
         stunnel4:stunnel4 \
         cmake:cmake \
-        '/usr/lib/llvm-*/lib/libclang*.so*:libclang-dev'
+        '/usr/lib/llvm-*/lib/libclang.so*:libclang-dev'
 else
     echo "install.sh: packages are installed on Debian, as root: v2ray-plugin, haproxy and stunnel as far as they are there" >&2
 fi
