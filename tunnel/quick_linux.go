@@ -28,16 +28,15 @@ var processors = int32(runtime.GOMAXPROCS(0))
 // their peers meanwhile are counted as well: then a call is an ordinary one without need.
 func isLong(size int, floods int32) bool { return size > quickSize && floods >= processors }
 
+// isOrdinary tells whether the next read of a streak is to be told of.
+func isOrdinary(streak uint32) bool { return streak%ordinaryRead == ordinaryRead-1 }
+
 // quickRead is read(2) on a descriptor that does not block. Streak is how many reads have brought something since one has not.
 func quickRead(fd int, p []byte, streak uint32) (int, error) {
-	if len(p) == 0 || streak%ordinaryRead == ordinaryRead-1 || isLong(len(p), floods.Load()+1) {
+	if len(p) == 0 || isOrdinary(streak) || isLong(len(p), floods.Load()+1) {
 		return unix.Read(fd, p)
 	}
-	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(n), nil
+	return result(unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p))))
 }
 
 // quickWrite is write(2) on a descriptor that does not block. A direction that moves bulk counts among floods itself.
@@ -45,7 +44,38 @@ func quickWrite(fd int, p []byte) (int, error) {
 	if len(p) == 0 || isLong(len(p), floods.Load()) {
 		return unix.Write(fd, p)
 	}
-	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return result(unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p))))
+}
+
+// quickFill is splice(2) from a socket that does not block into a pipe; streak as quickRead has it.
+func quickFill(fd, pipe, size int, streak uint32) (int, error) {
+	return splice(fd, pipe, size, isOrdinary(streak) || isLong(size, floods.Load()+1))
+}
+
+// quickDrain is splice(2) from a pipe to a socket that does not block.
+func quickDrain(pipe, fd, size int) (int, error) {
+	return splice(pipe, fd, size, isLong(size, floods.Load()))
+}
+
+func splice(from, to, size int, ordinary bool) (int, error) {
+	const flags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
+	if ordinary {
+		n, err := unix.Splice(from, nil, to, nil, size, flags)
+		return int(n), err
+	}
+	return result(unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(size), flags))
+}
+
+// quickSend is sendto(2) of a few bytes on a socket that does not block.
+func quickSend(fd int, p []byte, flags int) (int, error) {
+	n, err := result(unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(flags), 0, 0))
+	if err == unix.ENOSYS { // 32 bits of x86 before Linux 4.3
+		return unix.SendmsgN(fd, p, nil, nil, flags)
+	}
+	return n, err
+}
+
+func result(n, _ uintptr, errno unix.Errno) (int, error) {
 	if errno != 0 {
 		return -1, errno
 	}

@@ -177,15 +177,14 @@ func (s *socket) tryFill(fd uintptr) bool {
 	if p == nil {
 		return true
 	}
-	n, err := retryEINTR(func() (int, error) {
-		n, err := unix.Splice(int(fd), nil, p.w, nil, r.max, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		return int(n), err
-	})
+	n, err := retryEINTR(func() (int, error) { return quickFill(int(fd), p.w, r.max, s.reader.streak) })
 	if n > 0 {
+		s.reader.streak++
 		p.n = n
 		r.p = p
 		return true
 	}
+	s.reader.streak = 0
 	pipes.put(p)
 	switch err {
 	case nil:
@@ -241,11 +240,9 @@ func (w *spliceWriter) drain(fd uintptr) bool {
 
 // sendHead sends what it can of the head, to leave together with what follows.
 func (w *spliceWriter) sendHead(fd uintptr) error {
-	n, err := retryEINTR(func() (int, error) {
-		return unix.SendmsgN(int(fd), w.head, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
-	})
+	n, err := retryEINTR(func() (int, error) { return quickSend(int(fd), w.head, unix.MSG_MORE|unix.MSG_NOSIGNAL) })
 	if err != nil {
-		return sysError("sendmsg", err)
+		return sysError("sendto", err)
 	}
 	w.head = w.head[n:]
 	return nil
@@ -253,10 +250,7 @@ func (w *spliceWriter) sendHead(fd uintptr) error {
 
 // empty sends what it can of the pipe.
 func (w *spliceWriter) empty(fd uintptr) error {
-	n, err := retryEINTR(func() (int, error) {
-		n, err := unix.Splice(w.p.r, nil, int(fd), nil, w.p.n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		return int(n), err
-	})
+	n, err := retryEINTR(func() (int, error) { return quickDrain(w.p.r, int(fd), w.p.n) })
 	if err == nil && n == 0 {
 		err = unix.EPIPE
 	}
@@ -388,7 +382,9 @@ func (d *direction) splice() (moved int, err error) {
 	}
 	n := p.n
 	d.bulk = n >= probeSize/4 || n == max
+	floods.Add(1)
 	err = dst.drain(p)
+	floods.Add(-1)
 	n -= p.n
 	pipes.put(p)
 	if err != nil {
