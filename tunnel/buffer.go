@@ -89,6 +89,9 @@ func (b *buffer) room(limit int) []byte {
 	return b.array[b.end:max(b.end, min(b.end+limit, end))]
 }
 
+// Release gives back the buffers that c holds, which was closed in the middle and not relayed. Nobody reads it or writes to it any more.
+func Release(c Conn) { release(c) }
+
 // release gives back the buffers that c, or a Conn below it, holds at its end: what came and was not read,
 // and what could not be sent. Nothing is read or written afterwards.
 func release(c Conn) {

@@ -105,16 +105,21 @@ func (f *frames) keepAlive() (stop func()) {
 	f.startPings()
 	return func() {
 		f.stopPings()
-		f.mu.Lock()
-		f.stopped = true
-		f.mu.Unlock()
 		patience := past
 		if f.waiting.Load() {
 			patience = time.Now().Add(time.Second) // what is owed is owed to a connection that goes on
 		}
-		f.Conn.SetWriteDeadline(patience)
-		f.busy.Wait()
+		f.quiet(patience)
 	}
+}
+
+// quiet begins nothing more, and returns when what was begun is sent, or patience is over.
+func (f *frames) quiet(patience time.Time) {
+	f.mu.Lock()
+	f.stopped = true
+	f.mu.Unlock()
+	f.Conn.SetWriteDeadline(patience)
+	f.busy.Wait()
 }
 
 func (f *frames) startPings() {
@@ -125,6 +130,7 @@ func (f *frames) startPings() {
 	}
 }
 
+// stopPings has the peer not declared dead any more either. A Ping may still be under way.
 func (f *frames) stopPings() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -148,9 +154,7 @@ func (f *frames) beat() {
 	next := f.interval - time.Since(time.Unix(0, f.lastRead.Load()))
 	if next <= 0 {
 		next = f.interval
-		if f.isDead() {
-			f.dead.Store(true)
-			f.Conn.SetReadDeadline(past)
+		if f.declaresDead() {
 			return
 		}
 		f.sendPing()
@@ -162,15 +166,20 @@ func (f *frames) beat() {
 	}
 }
 
-// isDead tells whether the peer owes us a Pong that nothing but its death explains. It must have
+// declaresDead wakes the reader of a peer that owes us a Pong which nothing but its death explains, while Pings are sent. It must have
 // answered before; it must have had nothing to digest since, for a Ping behind data waits until the
 // data is taken; and we must have been reading, or the Pong may be here already.
-func (f *frames) isDead() bool {
+func (f *frames) declaresDead() bool {
 	waits := f.waitsSince.Load()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.answers && !f.pinged.IsZero() && time.Since(f.pinged) >= f.interval &&
+	isDead := f.answers && !f.pinged.IsZero() && time.Since(f.pinged) >= f.interval &&
 		f.digested == f.written.Load() && waits != 0 && waits <= f.pinged.UnixNano()
+	if isDead && f.timer != nil {
+		f.dead.Store(true)
+		f.Conn.SetReadDeadline(past)
+	}
+	return isDead
 }
 
 // sendPing sends a Ping unless a frame is being written, which is no silence.

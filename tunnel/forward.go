@@ -172,8 +172,11 @@ func (s *Session) Cut(err error) {
 	}
 }
 
-// StopWaiting ends the wait of a session for its tunnel. It is not to be called once that has begun.
+// StopWaiting ends the wait of a session for its tunnel. It is not to be called once that has begun. If MayLeave, the session ends at once.
 func (s *Session) StopWaiting() { s.accepted.SetReadDeadline(past) }
+
+// MayLeave tells whether the client has taken all of the tunnel before, as far as is known: else it gets the time for that, which may be long.
+func (s *Session) MayLeave() bool { return hasTakenAll(asSocket(bottom(s.accepted))) }
 
 // Begin is when the connection was accepted or, if it has waited, taken.
 func (s *Session) Begin() time.Time { return s.begin }
@@ -283,6 +286,7 @@ func (s *Session) handshakes(limited context.Context, accepted Conn) (a, dialed 
 	dialed, err = s.dial(limited, accepted)
 	if err == nil && limited.Err() != nil {
 		err = context.Cause(limited)
+		ResetOnClose(dialed) // it must not look as if a client had come and said nothing
 	}
 	if err != nil {
 		err = WithCause(limited, err)
@@ -296,6 +300,7 @@ func (s *Session) handshakes(limited context.Context, accepted Conn) (a, dialed 
 	}
 	if err != nil {
 		ResetOnClose(accepted)
+		ResetOnClose(dialed)
 		release(dialed)
 		return nil, nil, err
 	}

@@ -188,8 +188,7 @@ func (f *frames) awaitDial(ends ...context.Context) (target string, err error) {
 		return "", ErrNotTaken
 	}
 	if err != nil {
-		f.Conn.SetWriteDeadline(time.Now().Add(time.Second))
-		f.busy.Wait() // a Close is answered
+		f.quiet(time.Now().Add(time.Second)) // a Close is answered
 		return "", fmt.Errorf("%w: %w", ErrNotTaken, err)
 	}
 	f.Conn.SetReadDeadline(time.Time{})

@@ -384,6 +384,10 @@ func (r *ready) abandon() {
 	r.guard.leave(r.watched)
 	tunnel.ResetOnClose(r.bare)
 	r.bare.Close()
+	if r.done != nil {
+		<-r.done
+	}
+	tunnel.Release(r.conn)
 }
 
 // declareDead wakes whoever waits for r, because of cause.
