@@ -39,7 +39,7 @@ type address struct {
 // guest is a connection as its address counts it.
 type guest struct {
 	network netip.Prefix
-	cut     func() // ends its handshake; it must not block. Nil: nobody gets its place
+	leaver  leaver // nil: nobody gets its place
 
 	// The rest is guarded by addresses.mu.
 	counted bool
@@ -47,9 +47,24 @@ type guest struct {
 	place   *list.Element // among address.undecided; nil: it is not there
 }
 
-// admit counts g, or says why not. Where cut is not nil the caller has to call it: g has got the place of another
+// leaver gives its place to others. Its methods do not block.
+type leaver interface {
+	MayLeave() bool // at once; else it is asked again later
+	StopWaiting()   // it leaves
+}
+
+// handshake is how to end one: nobody who shakes hands has been promised anything.
+type handshake func()
+
+func (handshake) MayLeave() bool { return true }
+func (h handshake) StopWaiting() { h() }
+
+// patientLooks bounds how many are asked in turn whether they may leave.
+const patientLooks = 16
+
+// admit counts g, or says why not. The caller has leaving leave, unless that is nil: g has got the place of another
 // guest, which has not asked for anything in handshakeGrace.
-func (s *addresses) admit(g *guest, l Limits, now time.Time) (cut func(), err error) {
+func (s *addresses) admit(g *guest, l Limits, now time.Time) (leaving leaver, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep(now)
@@ -58,15 +73,15 @@ func (s *addresses) admit(g *guest, l Limits, now time.Time) (cut func(), err er
 		return nil, ErrRate
 	}
 	if l.PerAddress > 0 && client.open >= l.PerAddress {
-		oldest := client.oldest()
-		if oldest == nil || now.Sub(oldest.since) < handshakeGrace {
+		oldest := client.oldest(now)
+		if oldest == nil {
 			return nil, ErrPerAddress
 		}
 		s.drop(oldest, client)
-		cut = oldest.cut
+		leaving = oldest.leaver
 	}
 	s.add(g, client, now)
-	return cut, nil
+	return leaving, nil
 }
 
 // settle notes that g has asked for something: nobody gets its place any more. It tells whether g still has it.
@@ -75,17 +90,17 @@ func (s *addresses) settle(g *guest) bool {
 	defer s.mu.Unlock()
 	if g.place != nil {
 		s.all[g.network].undecided.Remove(g.place)
-		g.place, g.cut = nil, nil // a tunnel has no use for what it holds
+		g.place, g.leaver = nil, nil // a tunnel has no use for what it holds
 	}
 	return g.counted
 }
 
-// unsettle notes that g has nothing to ask for at present: another one may get its place, and cut is called then.
-func (s *addresses) unsettle(g *guest, cut func(), now time.Time) {
+// unsettle notes that g has nothing to ask for at present: another one may get its place, and l leaves then.
+func (s *addresses) unsettle(g *guest, l leaver, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if g.counted {
-		g.cut, g.since = cut, now
+		g.leaver, g.since = l, now
 		g.place = s.all[g.network].undecided.PushBack(g)
 	}
 }
@@ -124,7 +139,7 @@ func (s *addresses) add(g *guest, client *address, now time.Time) {
 	}
 	client.open++
 	g.counted, g.since = true, now
-	if g.cut != nil {
+	if g.leaver != nil {
 		g.place = client.undecided.PushBack(g)
 	}
 }
@@ -179,10 +194,23 @@ func (a *address) pay(rate int, now time.Time) bool {
 	return true
 }
 
-// oldest is the guest that has not asked for anything for longest; nil: all have.
-func (a *address) oldest() *guest {
-	if first := a.undecided.Front(); first != nil {
-		return first.Value.(*guest)
+// oldest is the guest that has not asked for anything for longest, and not just come, and may leave; nil: there is none. Those that
+// may not are as if they had just come.
+func (a *address) oldest(now time.Time) *guest {
+	for range patientLooks {
+		first := a.undecided.Front()
+		if first == nil {
+			return nil
+		}
+		g := first.Value.(*guest)
+		if now.Sub(g.since) < handshakeGrace {
+			return nil
+		}
+		if g.leaver.MayLeave() {
+			return g
+		}
+		g.since = now
+		a.undecided.MoveToBack(first)
 	}
 	return nil
 }

@@ -125,7 +125,7 @@ type room struct {
 
 // idler is a connection that waits for another tunnel, and gives its room to who comes.
 type idler struct {
-	cut   func() // ends its wait; it must not block
+	leaver
 	place *list.Element
 	given bool // its room is; guarded by room.mu
 }
@@ -169,21 +169,30 @@ func (r *room) try(limits func() Limits) (changed chan struct{}, err error) {
 	return r.changed, nil
 }
 
-// giveWay has the idler leave that is one for longest, unless somebody is about to leave. It tells whether anybody is. The caller holds mu.
+// giveWay has the idler leave that is one for longest and may, unless somebody is about to leave. It tells whether anybody is. The caller
+// holds mu.
 func (r *room) giveWay() bool {
 	now := time.Now()
 	if now.Before(r.leaving) {
 		return true
 	}
-	first := r.idle.Front()
-	if first == nil {
-		return false
+	for range patientLooks {
+		first := r.idle.Front()
+		if first == nil {
+			return false
+		}
+		i := first.Value.(*idler)
+		if !i.MayLeave() {
+			r.idle.MoveToBack(first)
+			continue
+		}
+		r.idle.Remove(first)
+		i.given = true
+		i.StopWaiting()
+		r.leaving = now.Add(handshakeGrace)
+		return true
 	}
-	i := r.idle.Remove(first).(*idler)
-	i.given = true
-	i.cut()
-	r.leaving = now.Add(handshakeGrace)
-	return true
+	return false
 }
 
 // expected is how long to wait for who is about to leave; 0 or less: nobody is.
@@ -200,11 +209,11 @@ func (r *room) isAwaited() bool {
 	return r.changed != nil
 }
 
-// rest notes that a connection waits for another tunnel, until rise. Cut is called where somebody else gets its room.
-func (r *room) rest(cut func()) *idler {
+// rest notes that a connection waits for another tunnel, until rise: l leaves where somebody else gets its room.
+func (r *room) rest(l leaver) *idler {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i := &idler{cut: cut}
+	i := &idler{leaver: l}
 	i.place = r.idle.PushBack(i)
 	r.wake() // who has come meanwhile
 	return i

@@ -128,12 +128,12 @@ func TestPlaceOfUndecided(t *testing.T) {
 	var cuts []int
 	guests := make([]*guest, 5)
 	for n := range guests {
-		guests[n] = &guest{network: prefix(1), cut: func() { cuts = append(cuts, n) }}
+		guests[n] = &guest{network: prefix(1), leaver: handshake(func() { cuts = append(cuts, n) })}
 	}
 	admit := func(n int, after time.Duration) error {
-		cut, err := s.admit(guests[n], l, now.Add(after))
-		if cut != nil {
-			cut()
+		leaving, err := s.admit(guests[n], l, now.Add(after))
+		if leaving != nil {
+			leaving.StopWaiting()
 		}
 		return err
 	}

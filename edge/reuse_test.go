@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -516,6 +517,71 @@ func TestWaitingAgainMakesRoom(t *testing.T) {
 			s.metric(`raimon_connections_open`, 0)
 			if n := s.server.addresses.all[network(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})]; n != nil && n.open != 0 {
 				t.Errorf("%d connections are still counted", n.open)
+			}
+		})
+	}
+}
+
+// A connection whose client has still to take something of its last tunnel makes no room: it would not be gone at once, but no longer be counted.
+func TestUntakenTailKeepsItsPlace(t *testing.T) {
+	for name, limits := range map[string]Limits{
+		"per address": {PerAddress: 1},
+		"altogether":  {Connections: 1, Refuse: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tunneltest.NoLeaks(t)
+			answer := tunneltest.Bytes(100<<10, 3)
+			e := run(t, &Config{
+				Listeners: []Listener{{Address: "127.0.0.1:0", Plain: true}}, Limits: limits,
+				Sites: []*Site{{Routes: []*Route{{Path: "/tunnel", Target: tunneltest.Serve(t, func(c *net.TCPConn) {
+					io.Copy(io.Discard, c)
+					c.Write(answer)
+				})}}}},
+			})
+			layer := &tunnel.WebSocket{Host: "edge.test", Path: "/tunnel", Reuse: true}
+			connect := func() (*net.TCPConn, tunnel.Conn, error) {
+				bare, err := net.Dial("tcp", e.address)
+				if err != nil {
+					return nil, nil, err
+				}
+				t.Cleanup(func() { bare.Close() })
+				bare.(*net.TCPConn).SetReadBuffer(4 << 10)
+				bare.SetDeadline(time.Now().Add(20 * time.Second))
+				c, err := layer.Client(t.Context(), bare.(*net.TCPConn))
+				return bare.(*net.TCPConn), c, err
+			}
+			bare, slow, err := connect()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := slow.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			rests := func() bool {
+				e.room.mu.Lock()
+				defer e.room.mu.Unlock()
+				return e.room.idle.Len() == 1
+			}
+			for end := time.Now().Add(20 * time.Second); !rests(); time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the edge does not wait for another tunnel")
+				}
+			}
+			time.Sleep(handshakeGrace + 50*time.Millisecond)
+			if _, _, err := connect(); err == nil {
+				t.Error("another one has the place of a client that has not taken all")
+			}
+			if n := e.room.count(); n != 1 {
+				t.Errorf("%d connections are open", n)
+			}
+
+			if got, err := io.ReadAll(slow); err != nil || !bytes.Equal(got, answer) {
+				t.Fatalf("got %d bytes of %d, %v", len(got), len(answer), err)
+			}
+			bare.SetReadDeadline(time.Now().Add(20 * time.Second))
+			time.Sleep(handshakeGrace + 50*time.Millisecond)
+			if _, _, err := connect(); err != nil {
+				t.Errorf("nobody has the place of a client that has taken all: %v", err)
 			}
 		})
 	}

@@ -304,9 +304,9 @@ func (s *Server) admit(v *visit) error {
 		v.uncounted = true // nobody is turned away
 		return nil
 	}
-	cut, err := s.addresses.admit(&v.guest, limits, time.Now())
-	if cut != nil {
-		cut()
+	leaving, err := s.addresses.admit(&v.guest, limits, time.Now())
+	if leaving != nil {
+		leaving.StopWaiting()
 	}
 	if err != nil {
 		s.refused(err)
@@ -361,9 +361,9 @@ func (s *Server) again(ended, next *tunnel.Session) bool {
 	}
 	v.info, v.stage = next.Info(), inRequest
 	next.Info().Route = v
-	v.idle = s.room.rest(next.StopWaiting)
+	v.idle = s.room.rest(next)
 	if !v.uncounted {
-		s.addresses.unsettle(&v.guest, next.StopWaiting, time.Now())
+		s.addresses.unsettle(&v.guest, next, time.Now())
 	}
 	return true
 }

@@ -104,11 +104,11 @@ func (e *entrance) Server(ctx context.Context, c tunnel.Conn, info *tunnel.Info)
 		limited, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		ctx = limited
-		v.cut = func() {
+		v.leaver = handshake(func() {
 			e.snapshot.server.refused(ErrPerAddress)
 			tunnel.ResetOnClose(accepted)
 			cancel(ErrPerAddress)
-		}
+		})
 	}
 	if err := e.snapshot.server.admit(v); err != nil {
 		tunnel.ResetOnClose(accepted)
