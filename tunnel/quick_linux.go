@@ -19,7 +19,7 @@ import (
 // Idle tunnels keep the stack that these functions need: each call more on the way down counts.
 const (
 	quickSize    = 32 << 10 // bytes of a call that is quick in any case
-	ordinaryRead = 8        // each so many of a streak is no quick one
+	ordinaryRead = 32       // each so many of a streak is no quick one
 )
 
 var processors = int32(runtime.GOMAXPROCS(0))

@@ -41,7 +41,7 @@ func Start(t testing.TB, cmd *exec.Cmd) *Process {
 }
 
 var (
-	listening  = regexp.MustCompile(`"?msg"?[:=]"?listening"?[ ,]"?address"?[:=]"?([^" ]+)`)
+	listening  = regexp.MustCompile(`"?msg"?[:=]"?listening"?[ ,]"?address"?[:=]"?([^"\s]+)`)
 	certifying = regexp.MustCompile(`\bpin"?[:=]"?([A-Za-z0-9+/=]{44})`)
 )
 
