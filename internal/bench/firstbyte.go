@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
 )
 
 var (
@@ -17,6 +19,9 @@ var (
 	// handshakeBytes are what the server sent until the first byte, on the first connection and on a later one.
 	handshakeBytes = measure{"bytes from the server, first connection", "bytes"}
 	resumedBytes   = measure{"bytes from the server, later connection", "bytes"}
+	// What the server has chosen in its first handshake, as numbers of TLS.
+	tlsSuite = measure{"cipher suite", ""}
+	tlsGroup = measure{"key exchange", ""}
 )
 
 // firstByte puts a delay between client and server and counts the round trips until the first byte
@@ -60,6 +65,9 @@ func firstByteOf(ctx context.Context, l *lab, s subject, greets bool, all values
 			sent := float64(d.fromServer.Load() - before)
 			if i == 0 {
 				all[handshakeBytes] = sent
+				if suite, group, ok := d.chosen(); ok {
+					all[tlsSuite], all[tlsGroup] = float64(suite), float64(group)
+				}
 			}
 			all[resumedBytes] = sent
 		}
@@ -96,6 +104,7 @@ func timeToFirstByte(address string, greets bool) (time.Duration, error) {
 type delay struct {
 	oneWay     time.Duration
 	fromServer atomic.Int64 // bytes
+	first      atomic.Value // []byte: what the server said first
 	listener   net.Listener
 	running    sync.WaitGroup
 }
@@ -139,7 +148,12 @@ func (d *delay) carry(client net.Conn, server string) {
 	defer c.Close()
 	var both sync.WaitGroup
 	both.Go(func() { deliver(c, up) })
-	both.Go(func() { deliver(client, d.hear(c, time.Time{}, &d.fromServer)) })
+	both.Go(func() {
+		deliver(client, d.hear(c, time.Time{}, func(b []byte) {
+			d.fromServer.Add(int64(len(b)))
+			d.first.CompareAndSwap(nil, b)
+		}))
+	})
 	both.Wait()
 }
 
@@ -149,8 +163,32 @@ type parcel struct {
 	due  time.Time
 }
 
-// hear takes what from says, which is due oneWay after it was said; nothing counts as said before earliest.
-func (d *delay) hear(from net.Conn, earliest time.Time, count *atomic.Int64) <-chan parcel {
+// chosen reads the ServerHello of the first connection (RFC 8446, section 4.1.3); of TLS 1.2 the group stays 0.
+func (d *delay) chosen() (suite, group uint16, ok bool) {
+	b, _ := d.first.Load().([]byte)
+	const record, handshake, versionAndRandom = 5, 4, 34
+	hello := cryptobyte.String(b)
+	var session, extensions cryptobyte.String
+	if !hello.Skip(record+handshake+versionAndRandom) || !hello.ReadUint8LengthPrefixed(&session) || !hello.ReadUint16(&suite) || !hello.Skip(1) {
+		return 0, 0, false
+	}
+	hello.ReadUint16LengthPrefixed(&extensions)
+	for !extensions.Empty() {
+		var kind uint16
+		var body cryptobyte.String
+		if !extensions.ReadUint16(&kind) || !extensions.ReadUint16LengthPrefixed(&body) {
+			return 0, 0, false
+		}
+		const keyShare = 51
+		if kind == keyShare {
+			body.ReadUint16(&group)
+		}
+	}
+	return suite, group, true
+}
+
+// hear takes what from says, which is due oneWay after it was said; nothing counts as said before earliest. Note, if there is one, is told of it.
+func (d *delay) hear(from net.Conn, earliest time.Time, note func([]byte)) <-chan parcel {
 	line := make(chan parcel, 1000)
 	d.running.Go(func() {
 		defer close(line)
@@ -161,8 +199,8 @@ func (d *delay) hear(from net.Conn, earliest time.Time, count *atomic.Int64) <-c
 			if said.Before(earliest) {
 				said = earliest
 			}
-			if count != nil {
-				count.Add(int64(n))
+			if note != nil && n > 0 {
+				note(b[:n])
 			}
 			line <- parcel{b[:n], said.Add(d.oneWay)}
 			if err != nil {

@@ -5,6 +5,7 @@ go 1.26.0
 replace raimon => ../..
 
 require (
+	golang.org/x/crypto v0.58.0
 	golang.org/x/sys v0.49.0
 	gonum.org/v1/plot v0.17.0
 	raimon v0.0.0-00010101000000-000000000000

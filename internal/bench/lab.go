@@ -59,19 +59,27 @@ func (l *lab) start(ctx context.Context) error {
 	if l.secrets, err = writeSecrets(l.dir); err != nil {
 		return err
 	}
+	l.target, err = launchTarget(ctx, l.bulk, l.greeter)
+	return err
+}
+
+// launchTarget starts a target: bulk is where it does as it is told, greeter where it speaks first.
+func launchTarget(ctx context.Context, bulk, greeter string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if l.target, err = launch(ctx, self, []string{"target", l.bulk, l.greeter}, nil); err != nil {
-		return err
+	p, err := launch(ctx, self, []string{"target", bulk, greeter}, nil)
+	if err != nil {
+		return nil, err
 	}
-	for _, address := range []string{l.bulk, l.greeter} {
-		if err := l.target.awaitListening(address); err != nil {
-			return err
+	for _, address := range []string{bulk, greeter} {
+		if err := p.awaitListening(address); err != nil {
+			p.stop()
+			return nil, err
 		}
 	}
-	return nil
+	return p, nil
 }
 
 func (l *lab) close() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"debug/buildinfo"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,9 +66,29 @@ func (l *lab) versions(subjects []subject) []string {
 		if m := regexp.MustCompile(v.pattern).FindStringSubmatch(string(out)); m != nil {
 			version = strings.Join(m[1:], ", ")
 		}
+		if commit := builtFrom(path); v.name == "raimon" && commit != "" {
+			version += ", commit " + commit
+		}
 		all = append(all, v.name+" "+version)
 	}
 	return all
+}
+
+// builtFrom is the commit that a program of Go was built from, as far as it tells.
+func builtFrom(path string) (commit string) {
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			commit = s.Value[:min(12, len(s.Value))] + commit
+		case s.Key == "vcs.modified" && s.Value == "true":
+			commit += ", changed"
+		}
+	}
+	return commit
 }
 
 // fileMatch returns the first submatch of pattern in a file.

@@ -40,13 +40,13 @@ type settings struct {
 
 func parse(args []string) (*settings, error) {
 	s := &settings{effort: fullEffort}
-	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f := flag.NewFlagSet("raimon-bench", flag.ContinueOnError)
 	f.StringVar(&s.bin, "bin", "bin", "`folder` with raimons and raimonc, and in portable/ those built with the tag portable")
 	f.StringVar(&s.out, "out", "bin/benchmarks", "`folder` for samples.csv, tables.md and the charts")
-	f.StringVar(&s.docs, "docs", "", "`folder` whose benchmarks.md and benchmarks/*.svg are brought up to date as well")
+	f.StringVar(&s.docs, "docs", "", "`folder` whose benchmarks.md and benchmarks/*.svg are brought up to date as well; everything has to be measured for that")
 	quick := f.Bool("quick", false, "measure everything once, and briefly: for a first look, not for conclusions")
-	repetitions := f.Int("repetitions", 0, "how often everything is measured (default 5)")
-	subjects := f.String("subjects", "", "measure those that match this `regexp`; loopback and relay come along")
+	repetitions := f.Int("repetitions", 0, "how often everything is measured (default 5, with -quick 1)")
+	only := f.String("subjects", "", "measure those that match this `regexp`; loopback and relay come along:"+listSubjects())
 	measures := f.String("measures", "", "do the groups of measures that match this `regexp`:"+listGroups())
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -61,13 +61,30 @@ func parse(args []string) (*settings, error) {
 		s.effort.repetitions = *repetitions
 	}
 	var err error
-	if s.subjects, err = regexp.Compile(*subjects); err != nil {
+	if s.subjects, err = regexp.Compile(*only); err != nil {
 		return nil, fmt.Errorf("-subjects: %w", err)
 	}
 	if s.groups, err = regexp.Compile(*measures); err != nil {
 		return nil, fmt.Errorf("-measures: %w", err)
 	}
+	if !slices.ContainsFunc(groups, func(g group) bool { return s.groups.MatchString(g.name) }) {
+		return nil, fmt.Errorf("-measures: %q matches none: -h lists them", *measures)
+	}
+	if !slices.ContainsFunc(subjects, func(g subject) bool { return s.subjects.MatchString(g.name) }) {
+		return nil, fmt.Errorf("-subjects: %q matches none: -h lists them", *only)
+	}
+	if s.docs != "" && (*quick || *only != "" || *measures != "") {
+		return nil, errors.New("-docs replaces all that is published: it goes without -quick, -subjects and -measures")
+	}
 	return s, nil
+}
+
+func listSubjects() string {
+	var names []string
+	for _, s := range subjects {
+		names = append(names, s.name)
+	}
+	return "\n" + strings.Join(names, ", ")
 }
 
 func listGroups() string {
@@ -97,10 +114,10 @@ func run(ctx context.Context, args []string) error {
 	}
 	begin := time.Now()
 	r := measureAll(ctx, l, present, s.groups, func(line string) { fmt.Fprintln(os.Stderr, line) })
-	if ctx.Err() != nil {
-		return errors.New("interrupted")
-	}
 	o := newOutcome(l, r, present, missing, time.Since(begin))
+	if ctx.Err() != nil { // what there is may tell something
+		return errors.Join(errors.New("interrupted"), o.write(s.out, ""))
+	}
 	if err := o.print(os.Stdout); err != nil {
 		return err
 	}

@@ -84,10 +84,17 @@ func sideBySide(n int, look look) func(context.Context, *lab, []subject, report)
 	}
 }
 
-// withTunnel looks at a tunnel that has just been started and ends afterwards.
+// withTunnel looks at a tunnel that has just been started and ends afterwards. It has a target of its own: ports that connections of others have used
+// up for a while, at the same address, would make its own ones slow.
 func withTunnel(look func(ctx context.Context, l *lab, t *tunnel) (values, error)) look {
 	return func(ctx context.Context, l *lab, s subject) (values, error) {
-		t, err := l.startTunnel(ctx, s, l.bulk, nil)
+		address := freeAddress()
+		target, err := launchTarget(ctx, address, freeAddress())
+		if err != nil {
+			return nil, err
+		}
+		defer target.stop()
+		t, err := l.startTunnel(ctx, s, address, nil)
 		if err != nil {
 			return nil, err
 		}

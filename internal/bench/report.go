@@ -122,7 +122,7 @@ func (o *outcome) document(docs string, charts map[string][]byte) error {
 // markdown is the part of the documentation that a run makes; charts stand at the path charts.
 func (o *outcome) markdown(charts string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Medians of %d, measured in %.0f minutes on %s.\n\n", o.effort.repetitions, o.took.Minutes(), time.Now().Format(time.DateOnly))
+	fmt.Fprintf(&b, "Medians of %d (of idle tunnels: one), measured in %.0f minutes on %s.\n\n", o.effort.repetitions, o.took.Minutes(), time.Now().Format(time.DateOnly))
 	fmt.Fprintf(&b, "- %s\n- %s\n- %s\n\n", o.machine.hardware, o.machine.system, strings.Join(o.machine.versions, ", "))
 	for _, c := range chartList {
 		fmt.Fprintf(&b, "![%s](%s%s)\n\n", c.title, charts, c.file)

@@ -48,16 +48,22 @@ func (r *results) fail(subject, group string, err error) {
 
 // median is of all repetitions; false if there is no sample.
 func (r *results) median(subject string, m measure) (float64, bool) {
+	all := r.all(subject, m)
+	if len(all) == 0 {
+		return 0, false
+	}
+	return quantile(all, 0.5), true
+}
+
+// all are the samples of a measure, one a repetition.
+func (r *results) all(subject string, m measure) []float64 {
 	var all []float64
 	for _, s := range r.samples {
 		if s.subject == subject && s.measure == m {
 			all = append(all, s.value)
 		}
 	}
-	if len(all) == 0 {
-		return 0, false
-	}
-	return quantile(all, 0.5), true
+	return all
 }
 
 // quantile of values that are not empty, interpolated: the median of two is their mean.

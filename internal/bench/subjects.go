@@ -29,13 +29,14 @@ func (s subject) bare() bool { return s.server.words == nil }
 
 // secure tells whether TLS is between client and server, so that sessions may resume.
 func (s subject) secure() bool {
-	return strings.Contains(s.name, "tls") || strings.Contains(s.name, "wss") || s.name == "stunnel"
+	return strings.Contains(s.name, "tls") || strings.Contains(s.name, "wss") || strings.HasPrefix(s.name, "stunnel")
 }
 
 const (
 	ws        = "ws;host=localhost;path=/tunnel"
 	serverTLS = "tls;cert={cert};key={key}"
 	clientTLS = "tls;sni=localhost;ca={ca}"
+	stapled   = serverTLS + ";ocsp={cert}" // kaminari sends an empty staple else, of which Go says that it is no TLS
 )
 
 // subjects are in the order of the tables: by transport, ours first. Others run at the best settings
@@ -54,7 +55,8 @@ var subjects = []subject{
 		client: program{words: []string{"portable/raimonc", "{listen}", "{to}", ws}}},
 	{name: "raimon ws mask=standard", server: raimons(ws), client: raimonc(ws + ";mask=standard")},
 	{name: "kaminari ws", server: kaminaris(ws), client: kaminaric(ws)},
-	{name: "v2ray-plugin ws", server: v2rayServer(""), client: v2rayClient("")},
+	{name: "v2ray-plugin ws", server: v2rayServer("mux=0"), client: v2rayClient("mux=0")},
+	{name: "v2ray-plugin ws mux", only: []string{"connections", "firstbyte"}, server: v2rayServer(""), client: v2rayClient("")},
 	{name: "wstunnel ws",
 		server: wstunnel("server", "--restrict-to", "{target}", "ws://{listen}"),
 		client: wstunnel("client", "--connection-min-idle", "8", "-L", "tcp://{listen}:{target}", "ws://{to}")},
@@ -65,19 +67,20 @@ var subjects = []subject{
 	{name: "raimon tls", server: raimons(serverTLS), client: raimonc(clientTLS)},
 	{name: "raimon tls full", only: []string{"connections"}, server: raimons(serverTLS), client: ourRole("client", "tls", "{ca}")},
 	{name: "kaminari tls", server: kaminaris(serverTLS), client: kaminaric("tls;sni=localhost;insecure")},
-	{name: "stunnel",
-		server: stunnel("cert = {cert}\nkey = {key}\n"),
-		client: stunnel("client = yes\nsni = localhost\nCAfile = {ca}\nverifyChain = yes\n")},
-	{name: "haproxy tls",
-		server: haproxy("{listen} ssl crt {both}", "{to}"),
-		client: haproxy("{listen}", "{to} ssl verify required ca-file {ca} sni str(localhost)")},
+	{name: "kaminari tls full", only: []string{"connections"}, server: kaminaris(stapled), client: ourRole("client", "tls", "{ca}")},
+	{name: "stunnel", server: stunnelServer, client: stunnel("client = yes\nsni = localhost\nCAfile = {ca}\nverifyChain = yes\n")},
+	{name: "stunnel full", only: []string{"connections"}, server: stunnelServer, client: ourRole("client", "tls", "{ca}")},
+	{name: "haproxy tls", server: haproxyServer, client: haproxy("{listen}", "{to} ssl verify required ca-file {ca} sni str(localhost)")},
+	{name: "haproxy tls full", only: []string{"connections"}, server: haproxyServer, client: ourRole("client", "tls", "{ca}")},
 
 	{name: "raimon wss", server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS)},
 	{name: "raimon wss full", only: []string{"connections"}, server: raimons(ws + ";" + serverTLS), client: ourRole("client", "wss", "{ca}")},
 	{name: "raimon wss reuse=off", only: []string{"connections", "firstbyte"}, server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS + ";reuse=off")},
 	{name: "raimon wss pool", pools: true, only: []string{"firstbyte"}, server: raimons(ws + ";" + serverTLS), client: raimonc(ws + ";" + clientTLS + ";pool=4")},
 	{name: "kaminari wss", server: kaminaris(ws + ";" + serverTLS), client: kaminaric(ws + ";tls;sni=localhost;insecure")},
-	{name: "v2ray-plugin wss", server: v2rayServer("tls;cert={cert};key={key}"), client: v2rayClient("tls;cert={ca}")},
+	{name: "kaminari wss full", only: []string{"connections"}, server: kaminaris(ws + ";" + stapled), client: ourRole("client", "wss", "{ca}")},
+	{name: "v2ray-plugin wss", server: v2rayServer("mux=0;tls;cert={cert};key={key}"), client: v2rayClient("mux=0;tls;cert={ca}")},
+	{name: "v2ray-plugin wss mux", only: []string{"connections", "firstbyte"}, server: v2rayServer("tls;cert={cert};key={key}"), client: v2rayClient("tls;cert={ca}")},
 	{name: "wstunnel wss",
 		server: wstunnel("server", "--restrict-to", "{target}", "--tls-certificate", "{cert}", "--tls-private-key", "{key}", "wss://{listen}"),
 		client: wstunnel("client", "--connection-min-idle", "8", "-L", "tcp://{listen}:{target}", "wss://{to}")},
@@ -112,18 +115,27 @@ func kaminaric(options string) program {
 func v2rayServer(options string) program {
 	return program{words: []string{"ss-v2ray-plugin"}, env: []string{
 		"SS_REMOTE_HOST={listen-host}", "SS_REMOTE_PORT={listen-port}", "SS_LOCAL_HOST={to-host}", "SS_LOCAL_PORT={to-port}",
-		"SS_PLUGIN_OPTIONS=server;mode=websocket;host=localhost;path=/tunnel;mux=0;loglevel=error;" + options}}
+		"SS_PLUGIN_OPTIONS=server;mode=websocket;host=localhost;path=/tunnel;loglevel=error;" + options}}
 }
 
+// v2rayClient has many connections share one unless mux=0: new ones cost less then, and bulk more.
 func v2rayClient(options string) program {
 	return program{words: []string{"ss-v2ray-plugin"}, env: []string{
 		"SS_REMOTE_HOST={to-host}", "SS_REMOTE_PORT={to-port}", "SS_LOCAL_HOST={listen-host}", "SS_LOCAL_PORT={listen-port}",
-		"SS_PLUGIN_OPTIONS=mode=websocket;host=localhost;path=/tunnel;mux=0;loglevel=error;" + options}}
+		"SS_PLUGIN_OPTIONS=mode=websocket;host=localhost;path=/tunnel;loglevel=error;" + options}}
 }
 
 func wstunnel(words ...string) program {
 	return program{words: append([]string{"wstunnel", "--log-lvl", "ERROR"}, words...)}
 }
+
+// cipherSuite is what raimon chooses; by themselves OpenSSL and kaminari, which has no option for it, choose AES with 256 bits.
+const cipherSuite = "TLS_AES_128_GCM_SHA256"
+
+var (
+	stunnelServer = stunnel("cert = {cert}\nkey = {key}\n")
+	haproxyServer = haproxy("{listen} ssl crt {both}", "{to}")
+)
 
 func stunnel(service string) program {
 	return program{words: []string{"stunnel4", "{config}"}, config: `foreground = yes
@@ -132,6 +144,7 @@ syslog = no
 debug = err
 socket = l:TCP_NODELAY=1
 socket = r:TCP_NODELAY=1
+ciphersuites = ` + cipherSuite + `
 [tunnel]
 accept = {listen}
 connect = {to}
@@ -142,9 +155,13 @@ func haproxy(bind, server string) program {
 	return program{words: []string{"haproxy", "-db", "-q", "-f", "{config}"}, config: `global
 	maxconn 6000
 	log /dev/null local0
+	tune.pipesize 1048576
+	ssl-default-bind-ciphersuites ` + cipherSuite + `
+	ssl-default-server-ciphersuites ` + cipherSuite + `
 defaults
 	mode tcp
-	option splice-auto
+	option splice-request
+	option splice-response
 	timeout connect 10s
 	timeout client 10m
 	timeout server 10m

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -106,6 +108,31 @@ func resumes(r *results, subject string) string {
 	return "full"
 }
 
+// chosenTLS names cipher suite and key exchange.
+func chosenTLS(r *results, subject string) string {
+	suite, ok := r.median(subject, tlsSuite)
+	group, _ := r.median(subject, tlsGroup)
+	if !ok {
+		return missing
+	}
+	name := strings.TrimPrefix(tls.CipherSuiteName(uint16(suite)), "TLS_")
+	if group != 0 {
+		name += ", " + tls.CurveID(group).String()
+	}
+	return name
+}
+
+// withSpread is a column with the median of a measure, and the least and the most of the repetitions.
+func withSpread(head string, m measure) column {
+	return column{head, func(r *results, subject string) string {
+		all := r.all(subject, m)
+		if len(all) == 0 {
+			return missing
+		}
+		return fmt.Sprintf("%.0f (%.0f – %.0f)", quantile(all, 0.5), slices.Min(all), slices.Max(all))
+	}}
+}
+
 func makeTables(r *results, subjects []subject) []table {
 	return []table{
 		makeTable(r, subjects, "Throughput, Gbit/s, over 1, 2 and 8 connections",
@@ -116,11 +143,11 @@ func makeTables(r *results, subjects []subject) []table {
 			number("down: client", "%.2f", cpuOf("down", 1, "client")), number("server", "%.2f", cpuOf("down", 1, "server")), sum("both", "%.2f", cpuOfBoth("down", 1)...),
 			sum("up 8: both", "%.2f", cpuOfBoth("up", 8)...), sum("down 8: both", "%.2f", cpuOfBoth("down", 8)...)),
 		makeTable(r, subjects, "64-byte round trips, µs",
-			number("p50", "%.0f", rttP50), number("p99", "%.0f", rttP99),
-			number("under load: p50", "%.0f", loadedP50), number("p99", "%.0f", loadedP99)),
+			withSpread("p50 (least – most)", rttP50), number("p99", "%.0f", rttP99),
+			withSpread("under load: p50 (least – most)", loadedP50), withSpread("p99 (least – most)", loadedP99)),
 		makeTable(r, subjects, "New connections",
 			number("per second", "%.0f", connectionRate),
-			number("processor time, µs: client", "%.0f", connectionCPU("client")), number("server", "%.0f", connectionCPU("server")), column{"TLS handshakes", resumes},
+			number("processor time, µs: client", "%.0f", connectionCPU("client")), number("server", "%.0f", connectionCPU("server")), column{"TLS handshakes", resumes}, column{"TLS", chosenTLS},
 			roundTripsColumn("round trips to the first byte: application first", appFirst), roundTripsColumn("server first", serverFirst)),
 		makeTable(r, subjects, "Memory and descriptors",
 			number("KB per idle tunnel: client", "%.1f", idleMemory("client")), number("server", "%.1f", idleMemory("server")),
