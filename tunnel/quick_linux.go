@@ -19,7 +19,8 @@ import (
 // Idle tunnels keep the stack that these functions need: each call more on the way down counts.
 const (
 	quickSize    = 32 << 10 // bytes of a call that is quick in any case
-	ordinaryRead = 32       // each so many of a streak is no quick one
+	ordinaryRead = 8        // each so many of a streak is no quick one
+	ordinaryFill = 32       // the same of splices, which bring more
 )
 
 var processors = int32(runtime.GOMAXPROCS(0))
@@ -28,12 +29,12 @@ var processors = int32(runtime.GOMAXPROCS(0))
 // their peers meanwhile are counted as well: then a call is an ordinary one without need.
 func isLong(size int, floods int32) bool { return size > quickSize && floods >= processors }
 
-// isOrdinary tells whether the next read of a streak is to be told of.
-func isOrdinary(streak uint32) bool { return streak%ordinaryRead == ordinaryRead-1 }
+// isOrdinary tells whether the next read of a streak is to be told of, as each so many are.
+func isOrdinary(streak, each uint32) bool { return streak%each == each-1 }
 
 // quickRead is read(2) on a descriptor that does not block. Streak is how many reads have brought something since one has not.
 func quickRead(fd int, p []byte, streak uint32) (int, error) {
-	if len(p) == 0 || isOrdinary(streak) || isLong(len(p), floods.Load()+1) {
+	if len(p) == 0 || isOrdinary(streak, ordinaryRead) || isLong(len(p), floods.Load()+1) {
 		return unix.Read(fd, p)
 	}
 	return result(unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p))))
@@ -49,7 +50,7 @@ func quickWrite(fd int, p []byte) (int, error) {
 
 // quickFill is splice(2) from a socket that does not block into a pipe; streak as quickRead has it.
 func quickFill(fd, pipe, size int, streak uint32) (int, error) {
-	return splice(fd, pipe, size, isOrdinary(streak) || isLong(size, floods.Load()+1))
+	return splice(fd, pipe, size, isOrdinary(streak, ordinaryFill) || isLong(size, floods.Load()+1))
 }
 
 // quickDrain is splice(2) from a pipe to a socket that does not block.

@@ -99,6 +99,7 @@ func withTunnel(look func(ctx context.Context, l *lab, t *tunnel) (values, error
 			return nil, err
 		}
 		defer t.stop()
+		t.target = target
 		v, err := look(ctx, l, t)
 		if err != nil {
 			return nil, errors.Join(err, t.ended())

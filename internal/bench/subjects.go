@@ -50,7 +50,7 @@ var subjects = []subject{
 
 	{name: "raimon ws", server: raimons(ws), client: raimonc(ws)},
 	{name: "raimon ws reuse=off", only: []string{"connections", "firstbyte"}, server: raimons(ws), client: raimonc(ws + ";reuse=off")},
-	{name: "raimon ws copied", // without splice, as on other systems
+	{name: "raimon ws copied", // without splice(2), as on systems other than Linux
 		server: program{words: []string{"portable/raimons", "{listen}", "{to}", ws}},
 		client: program{words: []string{"portable/raimonc", "{listen}", "{to}", ws}}},
 	{name: "raimon ws mask=standard", server: raimons(ws), client: raimonc(ws + ";mask=standard")},

@@ -109,7 +109,7 @@ func (l *lab) look(t *tunnel, done *atomic.Int64) (state, error) {
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &own); err != nil {
 		return s, err
 	}
-	target, err := l.target.cpu()
+	target, err := t.target.cpu()
 	if err != nil {
 		return s, err
 	}

@@ -14,12 +14,13 @@ type tunnel struct {
 	subject
 	address        string // connect here
 	server, client *process
+	target         *process // where it leads, among others
 }
 
 // startTunnel starts a subject whose server leads to target. The client reaches the server by the
 // address that between makes of the server's; nil changes nothing.
 func (l *lab) startTunnel(ctx context.Context, s subject, target string, between func(server string) (string, error)) (*tunnel, error) {
-	t := &tunnel{subject: s, address: target}
+	t := &tunnel{subject: s, address: target, target: l.target}
 	if s.bare() {
 		return t, nil
 	}
