@@ -141,8 +141,8 @@ func (s *Session) goOn(f *frames) {
 	next.wait(f)
 }
 
-// seeOff ends a connection that has waited in vain for the next tunnel: it returns when the client has all of the last one, as relay.settle
-// does. What the client says is read meanwhile, since a Close would make a reset of it, which drops what is still on its way.
+// seeOff ends a connection that has waited in vain for the next tunnel: it returns when the client has all of the last one, or takes
+// no more of it, as relay.settle does. What the client says is read meanwhile, since a Close would make a reset of it, which drops what is still on its way.
 func (s *Session) seeOff(f *frames) {
 	letEnd(f)
 	if hasTakenAll(f) {

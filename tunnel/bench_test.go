@@ -204,3 +204,48 @@ func TestFlightIsOneWrite(t *testing.T) {
 		})
 	}
 }
+
+// What is written at once leaves at once, in one write: a keystroke as a frame and a record, and bulk however many records it takes.
+func TestMessageIsOneWrite(t *testing.T) {
+	for _, tr := range tunneltest.Transports(t, tunneltest.NewCA(t)) {
+		t.Run(tr.Name, func(t *testing.T) {
+			dialed, accepted := tunneltest.Pair(t)
+			client, edge := &writeCounter{TCPConn: dialed}, &writeCounter{TCPConn: accepted}
+			served := make(chan tunnel.Conn, 1)
+			go func() {
+				c, err := tr.Server.Server(context.Background(), edge, &tunnel.Info{})
+				if err != nil {
+					t.Error(err)
+				}
+				served <- c
+			}()
+			a, err := tr.Client.Client(context.Background(), client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := <-served
+			for _, size := range []int{1, 64, 1400, 64 << 10} {
+				for _, way := range []struct {
+					from, to tunnel.Conn
+					count    *writeCounter
+				}{{a, b, client}, {b, a, edge}} {
+					before := way.count.n
+					written := make(chan error, 1)
+					go func() {
+						_, err := way.from.Write(make([]byte, size))
+						written <- err
+					}()
+					if _, err := io.ReadFull(way.to, make([]byte, size)); err != nil {
+						t.Fatal(err)
+					}
+					if err := <-written; err != nil {
+						t.Fatal(err)
+					}
+					if n := way.count.n - before; n != 1 {
+						t.Errorf("%d bytes left in %d writes", size, n)
+					}
+				}
+			}
+		})
+	}
+}

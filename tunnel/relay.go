@@ -83,7 +83,7 @@ type relay struct {
 	by      side // whose doing the end is: who ended first, or failed
 	settled bool // there is nothing left to cut: a and b may serve others
 
-	// Both ends have got everything, the ends of the stream as well: of a bare socket there is nothing left that Close might reset.
+	// Both ends have got everything, the ends of the stream as well, or are gone: of a bare socket there is nothing left that Close might reset.
 	acknowledged bool
 
 	watch *time.Timer

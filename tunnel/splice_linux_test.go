@@ -112,6 +112,36 @@ func TestSpliceFrames(t *testing.T) {
 	}
 }
 
+// Frames are spliced too: what comes for one, and what comes in one that is large enough.
+func TestFramesAreSpliced(t *testing.T) {
+	w := &WebSocket{Host: "localhost", Path: "/"}
+	for name, upwards := range map[string]bool{"up": true, "down": false} {
+		t.Run(name, func(t *testing.T) {
+			near, x := socketPair(t)
+			y, a := socketPair(t)
+			b, far := socketPair(t)
+			go io.Copy(io.Discard, struct{ io.Reader }{far})
+			if _, err := near.Write(make([]byte, 100<<10)); err != nil {
+				t.Fatal(err)
+			}
+			up := &direction{src: asSocket(x), dst: newFrames(asSocket(y), upwards, w, peerRaimon, nil)}
+			if n, err := up.splice(); n == 0 || err != nil {
+				t.Errorf("into a frame: spliced %d, %v", n, err)
+			}
+			in := newFrames(asSocket(a), !upwards, w, peerRaimon, nil)
+			first, err := readBuffer(in, probeSize) // as copy does before it knows of a flood
+			if err != nil {
+				t.Fatal(err)
+			}
+			first.free()
+			down := &direction{src: in, dst: asSocket(b)}
+			if n, err := down.splice(); n == 0 || err != nil {
+				t.Errorf("out of a frame: spliced %d, %v", n, err)
+			}
+		})
+	}
+}
+
 // TestWithoutPipes checks that bytes are copied when no pipe is to be had.
 func TestWithoutPipes(t *testing.T) {
 	pipes.mu.Lock()

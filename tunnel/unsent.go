@@ -7,7 +7,7 @@ import (
 
 // awaitSent waits until the peers' kernels have acknowledged all that was written to conns. It gives up
 // when they have acknowledged nothing for patience (0 or less: never), or when ctx ends, and tells whether
-// they are known to have everything.
+// they are known to have everything, or to be gone: whoever has ended its own direction and then resets wants nothing more.
 func awaitSent(ctx context.Context, patience time.Duration, conns ...Conn) bool {
 	since := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
@@ -44,7 +44,7 @@ func (s *socket) unsent() int {
 	return n
 }
 
-// hasTakenAll tells whether the kernel of c's peer has acknowledged all that was written to c, as far as is known.
+// hasTakenAll tells whether the kernel of c's peer has acknowledged all that was written to c, as far as is known, or is gone.
 func hasTakenAll(c Conn) bool {
 	s, ok := bottomSocket(c)
 	return !ok || s.unsent() == 0

@@ -217,3 +217,37 @@ func TestClientSaysWhatAnsweredInstead(t *testing.T) {
 		})
 	}
 }
+
+// A client hears at once that its upgrade is fine: the target is dialed meanwhile, without a word of the client, and may take its time.
+func TestUpgradeDoesNotWaitForTheTarget(t *testing.T) {
+	upgraded, dialing := make(chan struct{}), make(chan struct{})
+	target := tunneltest.Echo(t)
+	edge := serveForwarder(t, &tunnel.Forwarder{Accept: tunnel.Transport{edgeLayer}, Dial: func(ctx context.Context, info *tunnel.Info) (tunnel.Conn, error) {
+		close(dialing)
+		select {
+		case <-upgraded:
+			return dialTCP(target)(ctx, info)
+		case <-time.After(20 * time.Second):
+			return nil, errors.New("the client is still waiting for its upgrade")
+		}
+	}})
+	bare, err := net.Dial("tcp", edge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bare.Close()
+	bare.SetDeadline(time.Now().Add(30 * time.Second))
+	c, err := (&tunnel.WebSocket{Host: edgeLayer.Host, Path: edgeLayer.Path}).Client(t.Context(), bare.(*net.TCPConn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-dialing
+	close(upgraded)
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 5)
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != "hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
