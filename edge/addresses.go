@@ -49,7 +49,7 @@ type guest struct {
 
 // leaver gives its place to others. Its methods do not block.
 type leaver interface {
-	MayLeave() bool // at once; else it is asked again later
+	MayLeave() bool // at once; else it is asked again later on
 	StopWaiting()   // it leaves
 }
 

@@ -120,12 +120,13 @@ type room struct {
 	open    int
 	changed chan struct{} // closed when there may be room; nil: nobody waits
 	idle    list.List     // of *idler, the oldest first
-	leaving time.Time     // until then somebody is expected to leave who was told to
+	leaving time.Time     // until then somebody is expected to leave who was told to, or may not yet
 }
 
 // idler is a connection that waits for another tunnel, and gives its room to who comes.
 type idler struct {
 	leaver
+	since time.Time
 	place *list.Element
 	given bool // its room is; guarded by room.mu
 }
@@ -169,6 +170,12 @@ func (r *room) try(limits func() Limits) (changed chan struct{}, err error) {
 	return r.changed, nil
 }
 
+// tailGrace is how long a client has to acknowledge the last of its tunnel: until then those at the door wait for it, and look each tailPause.
+const (
+	tailGrace = time.Second
+	tailPause = 20 * time.Millisecond
+)
+
 // giveWay has the idler leave that is one for longest and may, unless somebody is about to leave. It tells whether anybody is. The caller
 // holds mu.
 func (r *room) giveWay() bool {
@@ -182,24 +189,30 @@ func (r *room) giveWay() bool {
 			return false
 		}
 		i := first.Value.(*idler)
-		if !i.MayLeave() {
-			r.idle.MoveToBack(first)
-			continue
+		switch {
+		case i.MayLeave():
+			r.idle.Remove(first)
+			i.given = true
+			i.StopWaiting()
+			r.leaving = now.Add(handshakeGrace)
+			return true
+		case now.Sub(i.since) < tailGrace:
+			r.leaving = now.Add(tailPause)
+			return true
 		}
-		r.idle.Remove(first)
-		i.given = true
-		i.StopWaiting()
-		r.leaving = now.Add(handshakeGrace)
-		return true
+		r.idle.MoveToBack(first)
 	}
 	return false
 }
 
-// expected is how long to wait for who is about to leave; 0 or less: nobody is.
+// expected is when to look again for who may leave; 0 or less: nobody is there who might.
 func (r *room) expected() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return time.Until(r.leaving)
+	if left := time.Until(r.leaving); left > 0 || r.idle.Len() == 0 {
+		return left
+	}
+	return tailGrace
 }
 
 // isAwaited tells whether somebody waits for room.
@@ -213,7 +226,7 @@ func (r *room) isAwaited() bool {
 func (r *room) rest(l leaver) *idler {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i := &idler{leaver: l}
+	i := &idler{leaver: l, since: time.Now()}
 	i.place = r.idle.PushBack(i)
 	r.wake() // who has come meanwhile
 	return i

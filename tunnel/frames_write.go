@@ -20,7 +20,7 @@ type frameWriter struct {
 	place     placeWriter
 	scratch   [ws.MaxHeaderSize]byte
 	drainHead [ws.MaxHeaderSize]byte // header before a spliced payload
-	torn      bool                   // a small frame has not got out whole
+	torn      bool                   // a frame has not got out whole, and never will
 	deadline  atomic.Int64           // Unix nanoseconds; 0: none
 
 	saidEnd   atomic.Bool
@@ -182,7 +182,7 @@ func (f *frames) writeSmall(op ws.OpCode, body []byte) error {
 
 // writeWhole writes small frames. The caller holds writing.
 func (f *frames) writeWhole(frames []byte) error {
-	if f.owed > 0 || len(f.unsent) > 0 {
+	if f.owed > 0 || len(f.unsent) > 0 || f.torn {
 		return os.ErrDeadlineExceeded // in the middle of a frame that a deadline interrupted
 	}
 	n, err := f.Conn.Write(frames)

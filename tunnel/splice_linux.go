@@ -197,17 +197,20 @@ func (s *socket) tryFill(fd uintptr) bool {
 	return true
 }
 
-func (s *socket) drain(p *pipe) error { return s.drainAfter(nil, p) }
+func (s *socket) drain(p *pipe) error {
+	_, err := s.drainAfter(nil, p)
+	return err
+}
 
-// drainAfter sends head and all that p holds, in one segment where they fit.
-func (s *socket) drainAfter(head []byte, p *pipe) error {
+// drainAfter sends head and all that p holds, in one segment where they fit, and returns what of head is not sent.
+func (s *socket) drainAfter(head []byte, p *pipe) (unsent []byte, err error) {
 	s.writing.Lock()
 	w := spliceWriters.Get().(*spliceWriter)
 	w.head, w.p = head, p
-	err := s.raw.Write(w.try)
-	if err == nil {
+	if err = s.raw.Write(w.try); err == nil {
 		err = w.err
 	}
+	unsent = w.head
 	s.noteReset(err)
 	if w.part && errors.Is(err, unix.EPIPE) {
 		// A splice(2) that has sent something keeps the error for itself, and the next one only hears
@@ -217,7 +220,7 @@ func (s *socket) drainAfter(head []byte, p *pipe) error {
 	s.writing.Unlock()
 	w.head, w.p, w.part, w.err = nil, nil, false, nil
 	spliceWriters.Put(w)
-	return err
+	return unsent, err
 }
 
 func (w *spliceWriter) drain(fd uintptr) bool {
@@ -346,7 +349,10 @@ func (f *frames) drain(p *pipe) error {
 	}
 	if err == nil {
 		f.awaitHeadTaken()
-		err = f.Conn.(*socket).drainAfter(f.spliceHead(p.n), p)
+		head := f.spliceHead(p.n)
+		var unsent []byte
+		unsent, err = f.Conn.(*socket).drainAfter(head, p)
+		f.torn = f.torn || err != nil && len(unsent) < len(head)
 		f.wrote()
 	}
 	f.writing.Unlock()
