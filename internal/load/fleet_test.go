@@ -4,7 +4,6 @@ package load
 
 import (
 	"errors"
-	"os"
 	"os/exec"
 	"sync"
 	"sync/atomic"
@@ -44,16 +43,6 @@ type launcher func(program string, arguments ...string) *exec.Cmd
 func launch(t testing.TB, tr transport, command launcher) *fleet {
 	t.Helper()
 	f := &fleet{target: newTarget(t)}
-	if tr.name == "relay" {
-		relayTo := func(address string) *exec.Cmd {
-			relay := command(os.Args[0])
-			relay.Env = append(os.Environ(), relayVariable+"="+address)
-			return relay
-		}
-		f.edge = commandtest.Start(t, relayTo(f.target.address))
-		f.client = commandtest.Start(t, relayTo(f.edge.Address))
-		return f
-	}
 	f.edge = commandtest.Start(t, command("raimons", "127.0.0.1:0", f.target.address, tr.server))
 	f.client = commandtest.Start(t, command("raimonc", "127.0.0.1:0", f.edge.Address, tr.client))
 	return f
