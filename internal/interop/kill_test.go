@@ -38,7 +38,7 @@ func newCutTest(t testing.TB, c transportCase, flooded bool) *cutTest {
 	}
 	x.edge.await(t, "tunnel closed")
 	x.client.await(t, "tunnel closed")
-	x.edgeFiles, x.clientFiles = x.edge.files(t), x.client.files(t)
+	x.edgeFiles, x.clientFiles = x.edge.settledFiles(t), x.client.settledFiles(t)
 	if strings.HasPrefix(c.name, "ws") { // the connection that was kept is that of the tunnel, and ends with it
 		x.edgeFiles, x.clientFiles = x.edgeFiles-1, x.clientFiles-1
 	}

@@ -187,6 +187,22 @@ func (p *process) files(t testing.TB) int {
 	return len(entries)
 }
 
+// settledFiles is how many there are once that has not changed for a while: programs log the end of a tunnel and then close its connections.
+func (p *process) settledFiles(t testing.TB) (n int) {
+	t.Helper()
+	same := 0
+	eventually(t, patience, "open files stay as many", func() bool {
+		last := n
+		if n = p.files(t); n == last {
+			same++
+		} else {
+			same = 0
+		}
+		return same == 20
+	})
+	return n
+}
+
 // minute is how long a program may take that the test waits for.
 func minute(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
