@@ -247,6 +247,9 @@ func headerSize(b byte) int {
 	return n
 }
 
+// isHead tells of a read that wants no more than the header of a frame whose payload is spliced. To the scheduler (quick_linux.go) the payload counts.
+func isHead(limit int) bool { return limit <= ws.MaxHeaderSize }
+
 // begin starts the frame of h.
 func (f *frames) begin(h ws.Header) {
 	f.header, f.left, f.offset = h, h.Length, 0

@@ -34,7 +34,7 @@ func isOrdinary(streak, each uint32) bool { return streak%each == each-1 }
 
 // quickRead is read(2) on a descriptor that does not block. Streak is how many reads have brought something since one has not.
 func quickRead(fd int, p []byte, streak uint32) (int, error) {
-	if len(p) == 0 || isOrdinary(streak, ordinaryRead) || isLong(len(p), floods.Load()+1) {
+	if len(p) == 0 || !isHead(len(p)) && isOrdinary(streak, ordinaryRead) || isLong(len(p), floods.Load()+1) {
 		return unix.Read(fd, p)
 	}
 	return result(unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p))))
@@ -74,6 +74,15 @@ func quickSend(fd int, p []byte, flags int) (int, error) {
 		return unix.SendmsgN(fd, p, nil, nil, flags)
 	}
 	return n, err
+}
+
+// quickIoctl is ioctl(2) that asks a socket for a number (tcp(7)): 0 if it does not tell.
+func quickIoctl(fd, request int) int {
+	var n int32
+	if _, err := result(unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(&n)))); err != nil {
+		return 0
+	}
+	return int(n)
 }
 
 func result(n, _ uintptr, errno unix.Errno) (int, error) {

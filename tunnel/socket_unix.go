@@ -14,7 +14,7 @@ import (
 type socketReader struct {
 	try    func(fd uintptr) bool
 	limit  int32
-	streak uint32 // reads since one found nothing
+	streak uint32 // reads and splices since one found nothing
 	b      *buffer
 	err    error
 
@@ -60,7 +60,9 @@ func (s *socket) tryRead(fd uintptr) bool {
 	r.b = newBuffer(int(r.limit))
 	n, err := retryEINTR(func() (int, error) { return quickRead(int(fd), r.b.room(int(r.limit)), r.streak) })
 	if n > 0 {
-		r.streak++
+		if !isHead(int(r.limit)) {
+			r.streak++
+		}
 		r.b.end += n
 		return true
 	}

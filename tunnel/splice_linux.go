@@ -4,6 +4,7 @@ package tunnel
 
 import (
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -20,6 +21,11 @@ const (
 	// maxPipes bounds the pipes of this process; beyond it bytes are copied. Users other than root may
 	// own 64 MiB of pipes (pipe(7)): enough for a client and an edge.
 	maxPipes = 32
+	// framePart is how much of a frame is spliced at once. Over loopback it comes in segments of 64 KiB, of which a pipe has room for
+	// fifteen: what fills a whole pipe with pages at the sender takes two at the receiver.
+	framePart = 960 << 10
+	// frameParts are the most of a frame that another raimon is sent: it takes a frame as it comes.
+	frameParts = 4
 	// pipeIdle is how long an unused pipe is kept.
 	pipeIdle = 2 * time.Second
 )
@@ -147,14 +153,15 @@ type spliceSource interface {
 
 // spliceSink is a Conn that can send what is in a pipe.
 type spliceSink interface {
-	// drainable says whether payload goes out as it is.
-	drainable() bool
-	// drain sends all that p holds.
-	drain(p *pipe) error
+	// drainable says how many bytes may go out at once as they are; 0: none.
+	drainable() int
+	// drain sends all that p holds, at most as many, and returns how many bytes it has sent. It may go on with what src, where p was filled
+	// if that is a bare socket, holds besides. Errors are writeErrors, save those of src.
+	drain(p *pipe, src *socket) (sent int, err error)
 }
 
 func (s *socket) spliceable() (int, error) { return pipeSize, nil }
-func (s *socket) drainable() bool          { return true }
+func (s *socket) drainable() int           { return pipeSize }
 
 func (s *socket) fill(max int) (*pipe, error) {
 	r := &s.reader.splice
@@ -170,12 +177,14 @@ func (s *socket) fill(max int) (*pipe, error) {
 	return p, r.err
 }
 
-// tryFill borrows a pipe only for the attempt, so that waiting holds none.
+// tryFill borrows a pipe, if there is none yet, only for the attempt, so that waiting holds none.
 func (s *socket) tryFill(fd uintptr) bool {
 	r := &s.reader.splice
-	p := pipes.get()
+	p := r.p
 	if p == nil {
-		return true
+		if p = pipes.get(); p == nil {
+			return true
+		}
 	}
 	n, err := retryEINTR(func() (int, error) { return quickFill(int(fd), p.w, r.max, s.reader.streak) })
 	if n > 0 {
@@ -185,7 +194,9 @@ func (s *socket) tryFill(fd uintptr) bool {
 		return true
 	}
 	s.reader.streak = 0
-	pipes.put(p)
+	if r.p == nil {
+		pipes.put(p)
+	}
 	switch err {
 	case nil:
 		r.err = s.end()
@@ -197,9 +208,49 @@ func (s *socket) tryFill(fd uintptr) bool {
 	return true
 }
 
-func (s *socket) drain(p *pipe) error {
-	_, err := s.drainAfter(nil, p)
+// refill is fill of a pipe that is there, and empty.
+func (s *socket) refill(p *pipe, max int) error {
+	r := &s.reader.splice
+	r.max, r.p, r.err = max, p, nil
+	err := s.raw.Read(r.try)
+	r.p = nil
+	if err == nil {
+		err = r.err
+	}
+	if err == io.EOF {
+		err = errCut
+	}
 	return err
+}
+
+// queued is how many bytes have come that nothing has read yet.
+func (s *socket) queued() int {
+	q := queueReaders.Get().(*queueReader)
+	defer queueReaders.Put(q)
+	if s.raw.Control(q.try) != nil {
+		return 0
+	}
+	return q.n
+}
+
+// queueReader holds one look at what a socket has queued.
+type queueReader struct {
+	try func(fd uintptr)
+	n   int
+}
+
+var queueReaders = sync.Pool{New: func() any {
+	q := new(queueReader)
+	q.try = func(fd uintptr) { q.n = quickIoctl(int(fd), unix.SIOCINQ) }
+	return q
+}}
+
+func (s *socket) drain(p *pipe, _ *socket) (sent int, err error) {
+	sent = p.n
+	if _, err = s.drainAfter(nil, p); err != nil {
+		err = writeError{err}
+	}
+	return sent - p.n, err
 }
 
 // drainAfter sends head and all that p holds, in one segment where they fit, and returns what of head is not sent.
@@ -207,9 +258,11 @@ func (s *socket) drainAfter(head []byte, p *pipe) (unsent []byte, err error) {
 	s.writing.Lock()
 	w := spliceWriters.Get().(*spliceWriter)
 	w.head, w.p = head, p
+	floods.Add(1)
 	if err = s.raw.Write(w.try); err == nil {
 		err = w.err
 	}
+	floods.Add(-1)
 	unsent = w.head
 	s.noteReset(err)
 	if w.part && errors.Is(err, unix.EPIPE) {
@@ -334,29 +387,50 @@ func (f *frames) fill(max int) (*pipe, error) {
 	return p, nil
 }
 
-// drainable says whether payload leaves as it is: from an edge, or with the mask key 0.
-func (f *frames) drainable() bool {
-	_, bare := f.Conn.(*socket)
-	return bare && (!f.client || f.mask == MaskSkip)
+// drainable is a part of a frame where payload leaves as it is: from an edge, or with the mask key 0.
+func (f *frames) drainable() int {
+	if _, bare := f.Conn.(*socket); !bare || f.client && f.mask != MaskSkip {
+		return 0
+	}
+	return framePart
 }
 
-// drain sends what p holds as one frame.
-func (f *frames) drain(p *pipe) error {
+// drain sends what p holds as one frame, to which belongs what src has queued if that fills pipes too. Fewer frames are fewer calls.
+func (f *frames) drain(p *pipe, src *socket) (sent int, err error) {
 	f.writing.Lock()
-	err := f.writable()
+	defer f.writing.Unlock()
+	err = f.writable()
 	if err == nil && (f.owed > 0 || len(f.unsent) > 0) {
 		err = os.ErrDeadlineExceeded // only a Write of the same caller can complete that frame
 	}
-	if err == nil {
-		f.awaitHeadTaken()
-		head := f.spliceHead(p.n)
-		var unsent []byte
-		unsent, err = f.Conn.(*socket).drainAfter(head, p)
-		f.torn = f.torn || err != nil && len(unsent) < len(head)
-		f.wrote()
+	if err != nil {
+		return 0, writeError{err}
 	}
-	f.writing.Unlock()
-	return err
+	f.awaitHeadTaken()
+	more := 0
+	if src != nil && p.n == framePart && f.peer == peerRaimon {
+		more = min(src.queued()/framePart, frameParts-1) * framePart
+	}
+	head := f.spliceHead(p.n + more)
+	unsent := head
+	for {
+		sent += p.n
+		unsent, err = f.Conn.(*socket).drainAfter(unsent, p)
+		f.wrote()
+		if sent -= p.n; err != nil {
+			err = writeError{err}
+			break
+		}
+		if more == 0 {
+			return sent, nil
+		}
+		if err = src.refill(p, min(more, framePart)); err != nil {
+			break
+		}
+		more -= p.n
+	}
+	f.torn = f.torn || len(unsent) < len(head)
+	return sent, err
 }
 
 // spliceHead is the header of a frame whose payload of length bytes is spliced.
@@ -375,26 +449,25 @@ func (d *direction) splice() (moved int, err error) {
 		return 0, nil
 	}
 	dst, ok := d.dst.(spliceSink)
-	if !ok || !dst.drainable() {
+	if !ok {
 		return 0, nil
 	}
-	max, err := src.spliceable()
-	if max == 0 || err != nil {
+	max := dst.drainable()
+	if max == 0 {
+		return 0, nil
+	}
+	ahead, err := src.spliceable()
+	if ahead == 0 || err != nil {
 		return 0, err
 	}
+	max = min(max, ahead)
 	p, err := src.fill(max)
 	if p == nil {
 		return 0, err
 	}
-	n := p.n
-	d.bulk = n >= probeSize/4 || n == max
-	floods.Add(1)
-	err = dst.drain(p)
-	floods.Add(-1)
-	n -= p.n
+	d.bulk = p.n >= probeSize/4 || p.n == max
+	bare, _ := d.src.(*socket)
+	moved, err = dst.drain(p, bare)
 	pipes.put(p)
-	if err != nil {
-		return n, writeError{err}
-	}
-	return n, nil
+	return moved, err
 }

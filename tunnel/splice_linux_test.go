@@ -13,6 +13,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
 )
 
 // flood sends n bytes of noise through the Relay between near and far, both ways, and checks them.
@@ -137,6 +140,54 @@ func TestFramesAreSpliced(t *testing.T) {
 			down := &direction{src: in, dst: asSocket(b)}
 			if n, err := down.splice(); n == 0 || err != nil {
 				t.Errorf("out of a frame: spliced %d, %v", n, err)
+			}
+		})
+	}
+}
+
+// Another raimon gets frames of several pipes, where so much has come already; anybody else such of one.
+func TestFrameOfSeveralPipes(t *testing.T) {
+	w := &WebSocket{Host: "localhost", Path: "/"}
+	for name, tt := range map[string]struct {
+		peer peerKind
+		want int
+	}{"raimon": {peerRaimon, frameParts * framePart}, "unknown": {peerUnknown, framePart}} {
+		t.Run(name, func(t *testing.T) {
+			const n = frameParts*framePart + 1000
+			near, x := socketPair(t)
+			y, a := socketPair(t)
+			src := asSocket(x).(*socket)
+			err := withDescriptor(src.raw, func(fd uintptr) error {
+				return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+			})
+			if err != nil {
+				t.Skipf("only root may have so much queued: %v", err)
+			}
+			go io.CopyN(struct{ io.Writer }{near}, noise(1), n)
+			for src.queued() < n {
+				time.Sleep(time.Millisecond)
+			}
+			moved := make(chan int, 1)
+			go func() {
+				d := &direction{src: src, dst: newFrames(asSocket(y), false, w, tt.peer, nil)}
+				m, err := d.splice()
+				if err != nil {
+					t.Error(err)
+				}
+				moved <- m
+			}()
+			a.SetReadDeadline(time.Now().Add(time.Minute))
+			h, err := ws.ReadHeader(a)
+			if err != nil || h.Length != int64(tt.want) {
+				t.Fatalf("a frame of %d bytes, want %d; %v", h.Length, tt.want, err)
+			}
+			got, want := make([]byte, tt.want), make([]byte, tt.want)
+			io.ReadFull(noise(1), want)
+			if _, err := io.ReadFull(a, got); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("other bytes than were sent, or not all of them: %v", err)
+			}
+			if m := <-moved; m != tt.want {
+				t.Errorf("moved %d bytes, want %d", m, tt.want)
 			}
 		})
 	}

@@ -5,10 +5,7 @@ package load
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
-	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,116 +20,56 @@ import (
 	"raimon/internal/commandtest"
 )
 
-// Frames of a flood are so few that ws with mask=skip makes hardly more system calls than a plain relay of tcp, both processes counted. Our tcp
-// makes fewer: its calls are not told to Go's scheduler, which then makes none of its own to look after them. How ws compares with that is logged, and not bounded.
+// Frames of a flood are so few that ws with mask=skip makes hardly more system calls than tcp, both processes and both ways counted.
 func TestSystemCalls(t *testing.T) {
 	const (
 		limit  = 1.2
-		bytes  = 512 << 20 // each time
-		rounds = 15        // in turns, so that all meet the same machine
+		bytes  = 256 << 20 // each time
+		rounds = 80        // in turns, so that both meet the same machine
 	)
 	tracepoints := openTracepoints(t)
 	var tunnels []*counted
-	watch := func(name string, f *fleet) {
+	for _, tr := range transports()[:2] { // tcp and ws
+		f := launch(t, tr, exec.Command)
 		tunnels = append(tunnels, &counted{
-			name: name,
 			line: f.open(t, 1)[0],
 			of:   []*callCounter{tracepoints.count(t, f.edge), tracepoints.count(t, f.client)},
 		})
 	}
-	watch("relay", launchRelays(t))
-	for _, tr := range transports()[:2] { // tcp and ws
-		watch(tr.name, launch(t, tr, exec.Command))
-	}
-	for d, name := range []string{"up", "down"} {
-		t.Run(name, func(t *testing.T) {
-			all := make([][]uint64, len(tunnels))
+	for range rounds {
+		for d := range 2 {
 			for _, w := range tunnels {
-				w.sums = nil
+				w.carry(t, d, bytes)
 			}
-			for range rounds {
-				for i, w := range tunnels {
-					all[i] = append(all[i], w.carry(t, d, bytes))
-				}
-			}
-			var medians []float64
-			for i, w := range tunnels {
-				slices.Sort(all[i])
-				medians = append(medians, float64(all[i][rounds/2]))
-				t.Log(w.perGigabyte(rounds * bytes))
-			}
-			relay, tcp, ws := medians[0], medians[1], medians[2]
-			t.Logf("of a relay's calls tcp makes %.2f times, ws %.2f times (%.2f of those of tcp)", tcp/relay, ws/relay, ws/tcp)
-			if ws > limit*relay || tcp > limit*relay {
-				t.Errorf("tcp makes %.2f times the system calls of a relay, ws %.2f times, want at most %v times", tcp/relay, ws/relay, limit)
-			}
-		})
-	}
-}
-
-// relayVariable makes of the test program a plain relay of tcp, to the address that it holds.
-const relayVariable = "RAIMON_LOAD_RELAY"
-
-// launchRelays starts two of them, where a tunnel has its client and its edge.
-func launchRelays(t testing.TB) *fleet {
-	t.Helper()
-	relayTo := func(address string) *commandtest.Process {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), relayVariable+"="+address)
-		return commandtest.Start(t, cmd)
-	}
-	f := &fleet{target: newTarget(t)}
-	f.edge = relayTo(f.target.address)
-	f.client = relayTo(f.edge.Address)
-	return f
-}
-
-// relay is io.Copy both ways, which the runtime turns into splice(2).
-func relay(to string) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	slog.New(slog.NewTextHandler(os.Stderr, nil)).Info("listening", "address", l.Addr().String())
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return err
 		}
-		next, err := net.Dial("tcp", to)
-		if err != nil {
-			return err
-		}
-		go carry(c, next)
-		go carry(next, c)
 	}
-}
-
-func carry(from, to net.Conn) {
-	if _, err := io.Copy(to, from); err != nil {
-		to.Close() // else the other direction would wait for ever
-		return
+	tcp, ws := tunnels[0], tunnels[1]
+	for name, w := range map[string]*counted{"tcp": tcp, "ws": ws} {
+		t.Logf("%s, calls a GB: %s", name, w.perGigabyte(2*rounds*bytes))
 	}
-	to.(*net.TCPConn).CloseWrite()
+	ratio := float64(ws.all()) / float64(tcp.all())
+	t.Logf("ws makes %.2f times the calls of tcp", ratio)
+	if ratio > limit {
+		t.Errorf("ws makes %.2f times the system calls of tcp, want at most %v times", ratio, limit)
+	}
 }
 
 // counted is a tunnel whose two processes are watched.
 type counted struct {
-	name string
 	line *line
 	of   []*callCounter      // edge, client
 	sums []map[string]uint64 // of the same
 }
 
-// carry sends n bytes in direction d and returns how many calls that took.
-func (w *counted) carry(t testing.TB, d int, n int64) (all uint64) {
+// carry sends n bytes in direction d.
+func (w *counted) carry(t testing.TB, d int, n int64) {
 	t.Helper()
 	before := make([]map[string]uint64, len(w.of))
 	for i, c := range w.of {
 		before[i] = c.calls(t)
 	}
 	if err := w.line.exchange(n, d); err != nil {
-		t.Fatalf("%s: %v", w.name, err)
+		t.Fatal(err)
 	}
 	for i, c := range w.of {
 		if len(w.sums) <= i {
@@ -141,20 +78,26 @@ func (w *counted) carry(t testing.TB, d int, n int64) (all uint64) {
 		for call, n := range c.calls(t) {
 			w.sums[i][call] += n - before[i][call]
 		}
-		all += c.calls(t)[everyCall] - before[i][everyCall]
 	}
-	return all
 }
 
-func (w *counted) perGigabyte(n uint64) string {
-	s := w.name + ", calls a GB:"
+// all is how many calls the two have made.
+func (w *counted) all() (n uint64) {
+	for _, sums := range w.sums {
+		n += sums[everyCall]
+	}
+	return n
+}
+
+func (w *counted) perGigabyte(n uint64) (s string) {
 	for i, side := range []string{"edge", "client"} {
-		s += " " + side
+		s += side
 		for _, call := range slices.Sorted(maps.Keys(w.sums[i])) {
 			s += fmt.Sprintf(" %d %s,", w.sums[i][call]*1e9/n, call)
 		}
+		s += " "
 	}
-	return strings.TrimSuffix(s, ",")
+	return strings.TrimSuffix(s, ", ")
 }
 
 // everyCall stands for all of them.

@@ -17,10 +17,6 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 // run puts raimons and raimonc into PATH and runs the tests.
 func run(m *testing.M) int {
-	if to := os.Getenv(relayVariable); to != "" {
-		fmt.Fprintln(os.Stderr, relay(to))
-		return 1
-	}
 	if os.Getenv(partVariable) != "" || os.Getenv(hostedVariable) != "" { // the parent has built them
 		return m.Run()
 	}
