@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -214,11 +215,8 @@ func (d *Dialer) connect(ctx context.Context, network, address string, fastOpen 
 // dialKeepAlive is what package net sets, save the number of probes, which is the system's: on Linux nine as well, unless it was changed.
 var dialKeepAlive = net.KeepAliveConfig{Enable: true, Count: -1}
 
-// control prepares a socket before it is connected; nil: there is nothing to prepare.
+// control prepares a socket before it is connected.
 func (d *Dialer) control(fastOpen bool) func(context.Context, string, string, syscall.RawConn) error {
-	if !fastOpen && d.Fwmark == 0 && d.ProtectPath == "" && d.allow == nil {
-		return nil
-	}
 	return func(ctx context.Context, network, address string, raw syscall.RawConn) error {
 		if network == "unix" {
 			return nil
@@ -227,6 +225,11 @@ func (d *Dialer) control(fastOpen bool) func(context.Context, string, string, sy
 			return err
 		}
 		return withDescriptor(raw, func(fd uintptr) error {
+			if strings.HasPrefix(network, "tcp") {
+				if err := inlineUrgent(fd); err != nil {
+					return err
+				}
+			}
 			if fastOpen {
 				connectFastOpen(fd)
 			}

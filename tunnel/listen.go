@@ -202,6 +202,9 @@ func (c *ListenConfig) control(network, _ string, raw syscall.RawConn) error {
 				return err
 			}
 		}
+		if err := inlineUrgent(fd); err != nil {
+			return err
+		}
 		return keepAlive(fd)
 	})
 }

@@ -187,6 +187,9 @@ func (s *socket) tryFill(fd uintptr) bool {
 		}
 	}
 	n, err := retryEINTR(func() (int, error) { return quickFill(int(fd), p.w, r.max, s.reader.streak) })
+	if (err == nil && n == 0 || err == unix.EAGAIN) && quickIoctl(int(fd), unix.SIOCATMARK) != 0 {
+		n, err = fillUrgent(int(fd), p.w)
+	}
 	if n > 0 {
 		s.reader.streak++
 		p.n = n
@@ -206,6 +209,16 @@ func (s *socket) tryFill(fd uintptr) bool {
 		r.err = os.NewSyscallError("splice", err)
 	}
 	return true
+}
+
+// fillUrgent moves the urgent byte that comes next. To splice(2) it looks like the end of what there is, and of the stream if all of that has come.
+func fillUrgent(fd, pipe int) (int, error) {
+	var b [1]byte
+	n, err := unix.Read(fd, b[:])
+	if n != 1 {
+		return n, err
+	}
+	return unix.Write(pipe, b[:])
 }
 
 // refill is fill of a pipe that is there, and empty.
