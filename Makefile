@@ -77,6 +77,8 @@ bench: build ## install peers (apt, cargo, Go proxy) as far as they can be had, 
 	bin/raimon-bench $(BENCH)
 
 load: ## thousands of tunnels, little memory, system calls counted; on Linux, as root
+	go test $(RACE) -count=1 -run ManyTunnels ./tunnel -tunnels 1000
+	go test $(RACE) -count=1 -tags portable -run ManyTunnels ./tunnel -tunnels 1000
 	go test -tags load -count=1 -v -timeout 20m -skip Soak ./internal/load
 
 soak: ## open, end, reset and kill at random; SOAK=1h for an hour
