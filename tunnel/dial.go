@@ -226,9 +226,7 @@ func (d *Dialer) control(fastOpen bool) func(context.Context, string, string, sy
 		}
 		return withDescriptor(raw, func(fd uintptr) error {
 			if strings.HasPrefix(network, "tcp") {
-				if err := inlineUrgent(fd); err != nil {
-					return err
-				}
+				inlineUrgent(fd)
 			}
 			if fastOpen {
 				connectFastOpen(fd)

@@ -78,6 +78,9 @@ func (c *ListenConfig) Open(ctx context.Context, addresses ...string) (_ map[str
 		}
 		if c.Have != nil {
 			if l := c.Have(address); l != nil {
+				if tcp, ok := l.(*net.TCPListener); ok {
+					inlineUrgentOf(tcp)
+				}
 				listeners[address] = l
 				continue
 			}
@@ -202,9 +205,7 @@ func (c *ListenConfig) control(network, _ string, raw syscall.RawConn) error {
 				return err
 			}
 		}
-		if err := inlineUrgent(fd); err != nil {
-			return err
-		}
+		inlineUrgent(fd)
 		return keepAlive(fd)
 	})
 }
@@ -214,6 +215,13 @@ func (c *ListenConfig) log() *slog.Logger {
 		return c.Log
 	}
 	return slog.Default()
+}
+
+// inlineUrgentOf is inlineUrgent of a listener that somebody else has opened.
+func inlineUrgentOf(l *net.TCPListener) {
+	if raw, err := l.SyscallConn(); err == nil {
+		_ = raw.Control(inlineUrgent)
+	}
 }
 
 // withDescriptor runs do on the descriptor and returns its error.

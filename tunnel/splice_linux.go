@@ -5,6 +5,7 @@ package tunnel
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -156,25 +157,37 @@ type spliceSink interface {
 	// drainable says how many bytes may go out at once as they are; 0: none.
 	drainable() int
 	// drain sends all that p holds, at most as many, and returns how many bytes it has sent. It may go on with what src, where p was filled
-	// if that is a bare socket, holds besides. Errors are writeErrors, save those of src.
+	// if that is a bare socket, holds besides. Errors are writeErrors, save those of src: the relay goes by whose they are.
 	drain(p *pipe, src *socket) (sent int, err error)
 }
 
 func (s *socket) spliceable() (int, error) { return pipeSize, nil }
 func (s *socket) drainable() int           { return pipeSize }
 
-func (s *socket) fill(max int) (*pipe, error) {
+func (s *socket) fill(max int) (*pipe, error) { return s.move(nil, max) }
+
+// refill is fill of a pipe that is there, and empty. There has to be more to come.
+func (s *socket) refill(p *pipe, max int) error {
+	_, err := s.move(p, max)
+	if err == io.EOF {
+		err = errCut
+	}
+	return err
+}
+
+// move fills p, or if that is nil a borrowed pipe, which it returns.
+func (s *socket) move(p *pipe, max int) (*pipe, error) {
 	r := &s.reader.splice
 	if r.try == nil {
 		r.try = s.tryFill
 	}
-	r.max, r.p, r.err = max, nil, nil
-	if err := s.raw.Read(r.try); err != nil {
-		return nil, err
+	r.max, r.p, r.err = max, p, nil
+	err := s.raw.Read(r.try)
+	if err == nil {
+		err = r.err
 	}
-	p := r.p
-	r.p = nil
-	return p, r.err
+	p, r.p = r.p, nil
+	return p, err
 }
 
 // tryFill borrows a pipe, if there is none yet, only for the attempt, so that waiting holds none.
@@ -211,7 +224,7 @@ func (s *socket) tryFill(fd uintptr) bool {
 	return true
 }
 
-// fillUrgent moves the urgent byte that comes next. To splice(2) it looks like the end of what there is, and of the stream if all of that has come.
+// fillUrgent moves the urgent byte that comes next, unless it is announced and not there yet. To splice(2) it looks like the end of what there is, and of the stream if all of that has come.
 func fillUrgent(fd, pipe int) (int, error) {
 	var b [1]byte
 	n, err := unix.Read(fd, b[:])
@@ -221,23 +234,12 @@ func fillUrgent(fd, pipe int) (int, error) {
 	return unix.Write(pipe, b[:])
 }
 
-// refill is fill of a pipe that is there, and empty.
-func (s *socket) refill(p *pipe, max int) error {
-	r := &s.reader.splice
-	r.max, r.p, r.err = max, p, nil
-	err := s.raw.Read(r.try)
-	r.p = nil
-	if err == nil {
-		err = r.err
-	}
-	if err == io.EOF {
-		err = errCut
-	}
-	return err
-}
-
-// queued is how many bytes have come that nothing has read yet.
+// queued is how many bytes have come that are sure to be read next. Of a unix socket it is not known: its number has urgent bytes in it, which
+// nothing reads.
 func (s *socket) queued() int {
+	if _, ok := s.Conn.(*net.TCPConn); !ok {
+		return 0
+	}
 	q := queueReaders.Get().(*queueReader)
 	defer queueReaders.Put(q)
 	if s.raw.Control(q.try) != nil {
@@ -420,24 +422,25 @@ func (f *frames) drain(p *pipe, src *socket) (sent int, err error) {
 		return 0, writeError{err}
 	}
 	f.awaitHeadTaken()
-	more := 0
+	more := 0 // bytes of the frame that are not in p
 	if src != nil && p.n == framePart && f.peer == peerRaimon {
 		more = min(src.queued()/framePart, frameParts-1) * framePart
 	}
 	head := f.spliceHead(p.n + more)
 	unsent := head
 	for {
-		sent += p.n
+		part := p.n
 		unsent, err = f.Conn.(*socket).drainAfter(unsent, p)
 		f.wrote()
-		if sent -= p.n; err != nil {
+		sent += part - p.n
+		if err != nil {
 			err = writeError{err}
 			break
 		}
 		if more == 0 {
 			return sent, nil
 		}
-		if err = src.refill(p, min(more, framePart)); err != nil {
+		if err = src.refill(p, min(more, framePart)); err != nil { // may bring less
 			break
 		}
 		more -= p.n

@@ -4,6 +4,7 @@ package tunnel
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -12,70 +13,100 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Urgent data is carried like all other, in its place, whichever end it comes from, and what stands behind it too.
+// Urgent data is carried like all other, in its place, and what stands behind it too: whichever end it comes from, whoever has opened the
+// listener, bare and in frames.
 func TestUrgentData(t *testing.T) {
-	l := listenOn(t, ListenConfig{}, "127.0.0.1:0")[0]
+	for _, upwards := range []bool{true, false} {
+		for _, had := range []bool{true, false} {
+			for _, framed := range []bool{true, false} {
+				t.Run(fmt.Sprintf("up=%v had=%v framed=%v", upwards, had, framed), func(t *testing.T) {
+					carryUrgent(t, upwards, had, framed)
+				})
+			}
+		}
+	}
+}
+
+func carryUrgent(t *testing.T, upwards, had, framed bool) {
+	var c ListenConfig
+	if had {
+		c.Have = func(address string) net.Listener {
+			var lc net.ListenConfig
+			lc.SetMultipathTCP(false) // which knows no such option
+			l, err := lc.Listen(t.Context(), "tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l
+		}
+	}
+	l := listenOn(t, c, "127.0.0.1:0")[0]
 	far, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	for name, upwards := range map[string]bool{"up": true, "down": false} {
-		t.Run(name, func(t *testing.T) {
-			program, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer program.Close()
-			accepted, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			dialed, err := new(Dialer).Dial(t.Context(), far.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			target, err := far.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer target.Close()
-			over := make(chan error, 1)
-			go func() {
-				_, _, err := Relay(t.Context(), accepted.(Conn), dialed, time.Minute)
-				accepted.Close()
-				dialed.Close()
-				over <- err
-			}()
+	program, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialed, err := new(Dialer).Dial(t.Context(), far.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := far.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
 
-			from, to := program.(*net.TCPConn), target.(*net.TCPConn)
-			if !upwards {
-				from, to = to, from
-			}
-			to.CloseWrite()
-			part := bytes.Repeat([]byte("."), 1<<20)
-			var want []byte
-			go func() {
-				defer from.CloseWrite()
-				for range 5 {
-					from.Write(part)
-					sendUrgent(t, from, '!')
-				}
-				from.Write(part)
-			}()
-			for range 5 {
-				want = append(append(want, part...), '!')
-			}
-			want = append(want, part...)
-			to.SetDeadline(time.Now().Add(time.Minute))
-			got, err := io.ReadAll(to)
-			if err != nil || !bytes.Equal(got, want) {
-				t.Errorf("received %d bytes, %d of them urgent, want %d and 5; %v", len(got), bytes.Count(got, []byte("!")), len(want), err)
-			}
-			if err := <-over; err != nil {
-				t.Error(err)
-			}
-		})
+	over := make(chan error, 2)
+	relay := func(a, b Conn) {
+		_, _, err := Relay(t.Context(), a, b, time.Minute)
+		a.Close()
+		b.Close()
+		over <- err
+	}
+	relays := 1
+	if framed {
+		relays = 2
+		w := &WebSocket{Host: "localhost", Path: "/"}
+		x, y := socketPair(t)
+		go relay(accepted.(Conn), newFrames(x, true, w, peerRaimon, nil))
+		go relay(newFrames(y, false, w, peerRaimon, nil), dialed)
+	} else {
+		go relay(accepted.(Conn), dialed)
+	}
+
+	from, to := program.(*net.TCPConn), target.(*net.TCPConn)
+	if !upwards {
+		from, to = to, from
+	}
+	to.CloseWrite()
+	part := bytes.Repeat([]byte("."), 1<<20)
+	go func() {
+		defer from.CloseWrite()
+		for range 5 {
+			from.Write(part)
+			sendUrgent(t, from, '!')
+		}
+		from.Write(part)
+	}()
+	want := append(bytes.Repeat(append(bytes.Clone(part), '!'), 5), part...)
+	to.SetDeadline(time.Now().Add(time.Minute))
+	got, err := io.ReadAll(to)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("received %d bytes, %d of them urgent, want %d and 5; %v", len(got), bytes.Count(got, []byte("!")), len(want), err)
+	}
+	for range relays {
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
 	}
 }
 
