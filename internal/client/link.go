@@ -55,6 +55,7 @@ func (l *link) start(ctx context.Context) {
 	}
 	ctx, l.halt = context.WithCancel(ctx)
 	if l.Pool > 0 || l.Reuse > 0 {
+		l.pool.setRuns(true) // the first program may be done before the goroutine begins
 		l.client.serving.Go(func() { l.pool.run(ctx) })
 	}
 }

@@ -149,7 +149,6 @@ func (p *pool) poke() {
 func (p *pool) run(ctx context.Context) {
 	defer p.kept.Wait()
 	defer p.drop()
-	p.setRuns(true)
 	defer p.setRuns(false)
 	for ctx.Err() == nil {
 		since, changed := p.link.outage.watch()
