@@ -224,7 +224,8 @@ func (s *socket) tryFill(fd uintptr) bool {
 	return true
 }
 
-// fillUrgent moves the urgent byte that comes next, unless it is announced and not there yet. To splice(2) it looks like the end of what there is, and of the stream if all of that has come.
+// fillUrgent moves the urgent byte that comes next, unless it is announced and not there yet. To splice(2) it looks like the end of what
+// there is, and of the stream if all of that has come.
 func fillUrgent(fd, pipe int) (int, error) {
 	var b [1]byte
 	n, err := unix.Read(fd, b[:])
