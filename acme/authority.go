@@ -249,7 +249,7 @@ func (a *authority) issue(ctx context.Context, name string, first bool, w wish) 
 		return a.try(ctx, a.anew, name, w)
 	}
 	err := a.try(ctx, a.certmagic, name, w)
-	if refusesReplacement(err) {
+	if refusesReplacement(err) && a.notBefore(time.Now()).IsZero() {
 		err = a.try(ctx, a.anew, name, w)
 	}
 	return err
