@@ -28,7 +28,8 @@ type edge struct {
 }
 
 func newEdge(t testing.TB, accept tunnel.Transport, target string) *edge {
-	e := &edge{t: t, address: "127.0.0.1:0", forwarder: &tunnel.Forwarder{
+	// A restart sets the port free: it must not be one that the system hands out to others meanwhile.
+	e := &edge{t: t, address: "127.0.0.1:" + tunneltest.FreePort(), forwarder: &tunnel.Forwarder{
 		Accept: accept, Drain: -1,
 		Dial: func(ctx context.Context, _ *tunnel.Info) (tunnel.Conn, error) {
 			return new(tunnel.Dialer).Dial(ctx, target)
@@ -47,7 +48,6 @@ func (e *edge) start() {
 		l, err = net.Listen("tcp", e.address)
 		return err == nil
 	})
-	e.address = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
