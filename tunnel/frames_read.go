@@ -49,7 +49,8 @@ func (f *frames) Read(p []byte) (int, error) {
 			return 0, f.readErr
 		}
 		n, err := f.readBelow(p)
-		n = f.parse(p[:n])
+		from, to := f.parse(p[:n])
+		n = copy(p, p[from:to])
 		if err != nil {
 			err = f.broke(err)
 		}
@@ -87,7 +88,8 @@ func (f *frames) readBuffer(limit int) (*buffer, error) {
 	for f.readErr == nil {
 		b, err := f.readBufferBelow(limit)
 		if b != nil {
-			b.end = b.start + f.parse(b.bytes())
+			from, to := f.parse(b.bytes())
+			b.start, b.end = b.start+from, b.start+to
 			if b.len() == 0 {
 				b.free()
 				b = nil
@@ -163,10 +165,10 @@ func isTimeout(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// parse takes headers and control frames out of p, unmasks the payload and moves it to the front.
-// It returns how many bytes of payload that leaves. From f.readErr on nothing is taken; what stands
-// behind the end of the stream is kept for linger.
-func (f *frames) parse(p []byte) (out int) {
+// parse takes headers and control frames out of p and unmasks the payload, which is left in p[from:to]: what comes first
+// stays where it is, the rest closes up to it. From f.readErr on nothing is taken; what stands behind the
+// end of the stream is kept for linger.
+func (f *frames) parse(p []byte) (from, to int) {
 	i := 0
 	for i < len(p) && f.readErr == nil {
 		if f.left == 0 {
@@ -174,12 +176,15 @@ func (f *frames) parse(p []byte) (out int) {
 			continue
 		}
 		chunk := f.chunk(p[i:])
-		i += len(chunk)
-		if f.header.OpCode.IsControl() {
+		switch {
+		case f.header.OpCode.IsControl():
 			f.body = append(f.body, chunk...)
-		} else {
-			out += copy(p[out:], chunk)
+		case from == to:
+			from, to = i, i+len(chunk)
+		default:
+			to += copy(p[to:], chunk)
 		}
+		i += len(chunk)
 		if f.left == 0 {
 			f.frameDone()
 		}
@@ -187,7 +192,7 @@ func (f *frames) parse(p []byte) (out int) {
 	if i < len(p) && f.ended && !f.closed.Load() {
 		f.pending = append(bytes.Clone(p[i:]), f.pending...)
 	}
-	return out
+	return from, to
 }
 
 // chunk is how much of the frame p begins with, unmasked.
