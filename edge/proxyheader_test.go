@@ -496,6 +496,7 @@ func TestProxyHeaderFromElsewhere(t *testing.T) {
 
 // A target that is gone, or takes nothing, costs no place.
 func TestProxyHeaderToNobody(t *testing.T) {
+	connected := make(chan struct{})
 	edge := run(t, &Config{
 		Listeners: []Listener{{Address: "127.0.0.1:0", Plain: true}},
 		Sites:     []*Site{{Raw: &Route{Target: "nobody", Proxy: 2}}},
@@ -503,10 +504,15 @@ func TestProxyHeaderToNobody(t *testing.T) {
 			dialed, accepted := tunneltest.Pair(t)
 			accepted.Close()
 			dialed.CloseWrite() // so that the header is refused
+			select {
+			case <-connected: // else the reset may come before connect(2) has returned
+			case <-ctx.Done():
+			}
 			return dialed, nil
 		},
 	})
 	c := dialFrom(t, "127.0.0.1", edge.address)
+	close(connected)
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("there is a tunnel")
 	}
