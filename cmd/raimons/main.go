@@ -48,6 +48,7 @@ With acme it obtains a certificate from Let's Encrypt, by itself, and renews it;
 port 443 or port 80 has to be reachable from the internet, and by using it you
 agree to the CA's terms. With ws, everybody who does not ask for the tunnel
 meets an ordinary web server.
+
 It is also a shadowsocks plugin (SIP003): name it as plugin, and the options as
 plugin_opts.
 
