@@ -39,13 +39,13 @@ demo: ## a CA, a certificate from it, 256 MB through a wss tunnel and back, a re
 	@go run -C $(ACMETEST) ./demo
 
 # Most of our own tests wait more than they work: two packages at a time, as on two processors, would leave the
-# machine idle. The faults take longer than all else beside them, so they begin first.
+# machine idle. Those that take longest begin first, beside all the others.
 #
 # The tests of the nested modules build raimons and raimonc themselves: go test does not know what they are made
 # of, and would answer from its cache.
 test: ## run all tests, with the race detector where a C compiler is found
 	@$(if $(RACE),true,echo 'make test: no C compiler found: running without the race detector')
-	go test $(RACE) -p 4 ./...
+	go test $(RACE) -p 4 ./edge ./tunnel ./...
 	cd $(ACMETEST) && go test $(RACE) -count=1 ./faults ./...
 	cd $(BENCHMODULE) && go test $(RACE) -count=1 ./...
 
