@@ -465,7 +465,8 @@ func TestWaitEnds(t *testing.T) {
 				if err := <-ended; !errors.Is(err, tunnel.ErrNotTaken) {
 					t.Errorf("ends with %v", err)
 				}
-				if after := time.Since(begin); after != tt.after {
+				// The Ping of the same moment may be under way: the Close waits for it.
+				if after := time.Since(begin); after != tt.after && (tt.pings == 0 || after != tt.after+5*time.Millisecond) {
 					t.Errorf("ends after %v, want %v", after, tt.after)
 				}
 				if tt.code != 0 {
